@@ -180,6 +180,7 @@ def fit(
     folder:str|Path,                            # the checkpoint of the best epoch, and the state while training goes on
     meta:dict,                                  # kept with the checkpoint: sizes, seed, corpus, hashes
     on_epoch:Callable[[dict], None]=lambda row: None,  # called with each row of the history, also with those of before a resume
+    progress_bar:bool=True,                     # show rate and time left of each epoch
 )->list[dict]:                                  # an epoch each: epoch, val_auc, lr, loss and its parts
     "Train with early stopping; a run that was killed goes on and ends bit for bit where it would have ended."
     from copy import deepcopy
@@ -194,7 +195,7 @@ def fit(
         epoch, sums = progress["epoch"], {}
         seed_all(int(stream(meta["seed"], "epoch", epoch).integers(2**31)))
         model.train()
-        for i, batch in enumerate(tqdm(batches(epoch), total=n_batches, desc=f"epoch {epoch + 1}/{params.epochs}", unit="batch", leave=False)):
+        for i, batch in enumerate(tqdm(batches(epoch), total=n_batches, desc=f"epoch {epoch + 1}/{params.epochs}", unit="batch", leave=False, disable=not progress_bar)):
             for group in optimizer.param_groups: group["lr"] = params.lr * lr_at(epoch * n_batches + i, total, params.warmup)
             for k, v in step(model, batch.to(device), optimizer, params).items(): sums[k] = sums.get(k, 0.) + v / n_batches
             # a young average follows fast, or it would remember the random start

@@ -1,0 +1,57 @@
+"""How many training clips a second does the loader make, varied and unvaried, at the sizes of params.yaml or others?
+
+    python benchmarks/loader.py [--face 64 --mouth 32 --sharp 4 --frames 36 --batch 32 --clips 2048 --threads 1]
+"""
+import argparse, json, tempfile, time
+from dataclasses import replace
+from pathlib import Path
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from cad_nb.core import SAMPLES_PER_FRAME
+from cad_nb.data.clips import BatchParams, Clips, ahead, augment, draw_epoch, stream, train_batches
+from cad_nb.data.manifest import as_manifest
+
+VARIED = BatchParams(balance="method", real=.5, epoch_clips=0, flip=.5, brightness=.1, contrast=.2, blur=.3, noise=.02, gain_db=6., tilt=.3, audio_noise=.05, drop_video=.1, drop_audio=.1, prefetch=0)
+
+
+def features(folder:Path, n:int, K:int, T:int, P:int, Q:int, per_shard:int=256):
+    "Shards of random numbers, as `prepare` would lay them out."
+    rng, rows = np.random.default_rng(0), []
+    (folder/"toy").mkdir(parents=True)
+    for s,at in enumerate(range(0, n, per_shard)):
+        m = min(per_shard, n - at)
+        ids = [f"toy/{at+i}.mp4" for i in range(m)]
+        u8 = lambda *shape: rng.integers(0, 256, shape, np.uint8)
+        save_file(dict(face=u8(m,K,P,P,3), mouth=u8(m,T,Q,Q), audio=rng.integers(-9000, 9000, (m, T*SAMPLES_PER_FRAME), np.int16), has_video=np.ones(m, np.uint8), has_audio=np.ones(m, np.uint8)), folder/"toy"/f"shard-{s:05}.safetensors")
+        (folder/"toy"/f"shard-{s:05}.json").write_text(json.dumps(dict(windows=[dict(id=i, start_frame=1) for i in ids])))
+        rows += [dict(id=id, corpus="toy", path=id[4:], method=("real", "rtvc", "faceswap", "wav2lip")[i % 4], status="ok", split="train", y=int(i % 4 > 0), y_video=int(i % 4 > 1), y_audio=int(i % 4 == 1), y_sync=0) for i,id in enumerate(ids)]
+    return as_manifest(rows)
+
+
+def rate(run, n:int, times:int)->float:
+    "Clips per second of the fastest of some runs."
+    best = float("inf")
+    for _ in range(times):
+        t = time.perf_counter(); run(); best = min(best, time.perf_counter() - t)
+    return n/best
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name,default in dict(face=64, mouth=32, sharp=4, frames=36, batch=32, clips=2048, threads=1, times=3).items(): ap.add_argument(f"--{name}", type=int, default=default)
+    a = ap.parse_args()
+    torch.set_num_threads(a.threads)
+    with tempfile.TemporaryDirectory() as d:
+        clips = Clips(d, features(Path(d), a.clips, a.sharp, a.frames, a.face, a.mouth))
+        n = a.clips // a.batch * a.batch
+        order = draw_epoch(clips.rows, n, VARIED, stream(0)).reshape(-1, a.batch)
+        stored = [clips.batch(i) for i in order]
+        print(f"{a.face} px faces x {a.sharp}, {a.mouth} px mouths x {a.frames}, batch {a.batch}, {a.threads} thread(s): clips per second")
+        print(f"  stored        {rate(lambda: [clips.batch(i) for i in order], n, a.times):8.0f}")
+        print(f"  varied        {rate(lambda: [augment(b, VARIED, stream(i)) for i,b in enumerate(stored)], n, a.times):8.0f}")
+        print(f"  both          {rate(lambda: list(train_batches(clips, a.batch, 0, 0, VARIED)), n, a.times):8.0f}")
+        print(f"  both, ahead   {rate(lambda: list(train_batches(clips, a.batch, 0, 0, replace(VARIED, prefetch=2))), n, a.times):8.0f}")
+
+
+if __name__ == "__main__": main()

@@ -1,0 +1,106 @@
+"Figures name their corpus, leave matplotlib alone and survive odd tables; pages escape everything."
+import re
+import numpy as np
+import pandas as pd
+import pytest
+import matplotlib.pyplot as plt
+from cad_nb.core import stream
+from cad_nb.show import plots, report
+
+g = stream("test_show")
+CURVE = np.array([0, .2, 1]), np.array([0, .9, 1])
+RESULTS = pd.DataFrame(dict(method=["swap", "swap", "voice"], model=["cad", "naive", "cad"], auc=[.9, .7, np.nan], auc_lo=[.8, .6, np.nan], auc_hi=[.95, .8, np.nan], n_fake=[10, 10, 0]))
+FACE, MOUTH, SPEC, SOUND = g.random((8, 16, 16, 3)), g.random((50, 8, 8)), g.random((20, 200)) - 5, g.normal(size=32000)*.1
+HEATS = dict(face=g.random((8, 16, 16)), mouth=g.random((50, 8, 8)), spectrum=g.random((20, 200)))
+DRAWN = dict(
+    roc=lambda c: plots.roc_curves({f"model {i}": CURVE for i in range(9)}, c),                    # more models than colours
+    roc_undefined=lambda c: plots.roc_curves({"cad": (CURVE[0]*np.nan, CURVE[1])}, c, notes={"cad": "undefined"}),
+    offsets=lambda c: plots.offset_curves({"real": g.random((5, 31)), "one clip": g.random(31)}, c),
+    scores=lambda c: plots.score_histograms({"real": g.random(9), "none": [], "lost": [np.nan, .3]}, c, threshold=.5),
+    dots=lambda c: plots.auc_dots(RESULTS, c),
+    dots_undefined=lambda c: plots.auc_dots(RESULTS[2:], c),
+    training=lambda c: plots.training_curves(pd.DataFrame(dict(step=[1, 2]*4, panel=np.repeat(list("abcd"), 2), line="x", value=1.)), c, chosen=2),
+    sheet=lambda c: plots.contact_sheet(FACE, list("abcdefgh"), c, [1, 0]*4, n_cols=3),
+    sheet_one=lambda c: plots.contact_sheet((FACE[:1]*255).astype(np.uint8), ["a"], c),
+    strip=lambda c: plots.clip_strip(FACE, c, MOUTH, SOUND, SPEC, (.5, .9)),
+    strip_silent=lambda c: plots.clip_strip(FACE[:1], c, MOUTH),
+    panel=lambda c: plots.attribution_panel(dict(face=FACE, mouth=MOUTH, spectrum=SPEC), HEATS, c, dict(face=1., mouth=-2., spectrum=0.), HEATS["face"] > .8, (.5, .9)),
+    panel_video=lambda c: plots.attribution_panel(dict(face=FACE), dict(face=HEATS["face"]*0), c, duration_s=2.),
+    panel_real=lambda c: plots.attribution_panel(dict(mouth=MOUTH, spectrum=SPEC), HEATS, c, dict(mouth=-1., spectrum=-2.)),
+    swatches=lambda c: plots.canvas("t", c, (2, 2)))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", DRAWN)
+def test_every_figure_names_its_corpus_and_leaves_matplotlib_alone(name):
+    before = dict(plt.rcParams)
+    figure = DRAWN[name]("embedded corpus XYZ")
+    figure.canvas.draw()
+    assert "embedded corpus XYZ" in [t.get_text() for t in figure.texts]
+    if name != "swatches": assert not plt.get_fignums() and dict(plt.rcParams) == before
+    plt.close("all")
+    with pytest.raises(ValueError, match="which corpus"): DRAWN[name]("")
+    plt.close("all")
+
+
+def test_rows_and_models_keep_the_order_of_the_table():
+    ax = plots.auc_dots(RESULTS.iloc[::-1], "c").axes[0]
+    assert [t.get_text().split("\n")[0] for t in ax.get_yticklabels()] == ["voice", "swap"]
+    assert any("undefined" in t.get_text() for t in ax.texts)
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_saved_figures_have_the_same_bytes(tmp_path, kind):
+    first, second = (plots.save(DRAWN["dots"]("c"), tmp_path/f"{i}.{kind}").read_bytes() for i in (1, 2))
+    assert first == second and len(list(tmp_path.iterdir())) == 2
+
+
+def test_side_by_side_thins_evenly():
+    pictures = np.arange(50.)[:, None, None]*np.ones((50, 2, 2))
+    row = plots.side_by_side(pictures, n_max=20, gap=0)
+    assert row.shape == (2, 34) and row[0, ::2].tolist() == list(range(0, 50, 3))
+    assert plots.side_by_side(np.full((2, 4, 4, 3), 255, np.uint8), fill=0.)[0, 4].tolist() == [0, 0, 0]
+
+
+def test_colours_stay_apart_for_the_colour_blind():
+    from matplotlib.colors import to_rgb
+    deutan = np.array([[.367, .861, -.228], [.280, .673, .047], [-.012, .043, .969]])       # Machado et al. 2009, linear light
+    linear = lambda c: np.where(np.array(to_rgb(c)) <= .04045, np.array(to_rgb(c))/12.92, ((np.array(to_rgb(c)) + .055)/1.055)**2.4)
+    seen = [np.clip(deutan@linear(c), 0, 1)**(1/2.2) for c in plots.PALETTE[:6]]
+    assert min(np.abs(a - b).max() for i, a in enumerate(seen) for b in seen[:i]) > .1
+
+
+NASTY = '<script>alert("x")</script> & |pipe| `code` \n new'
+
+
+def test_pages_escape_everything_and_load_nothing():
+    table = pd.DataFrame({NASTY: [NASTY, np.nan], "auc": [.5, np.nan]})
+    page = report.page(NASTY, NASTY, report.section(NASTY, NASTY, table, report.html_table(table, NASTY), report.embedded(np.zeros((2, 2, 3), np.uint8), NASTY), DRAWN["dots"](NASTY.replace("\n", ""))), NASTY)
+    assert "<script" not in page and "alert(\"" not in page and "nan" not in re.sub(r"base64,[^\"]*", "", page)
+    assert set(re.findall(r'src="([^"]{11})', page)) == {"data:image/"} and "href" not in page and "default-src 'none'" in page
+
+
+def test_markdown_cells_stay_in_their_cells():
+    text = report.markdown_table(pd.DataFrame({"a|b": [NASTY, "x"], "n": [1, 2]}))
+    assert len(text.splitlines()) == 4 and all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in text.splitlines())
+    assert text.splitlines()[1] == "| --- | ---: |"
+
+
+def test_numbers_as_read():
+    assert [report.shown(v) for v in (None, pd.NA, np.float32("nan"), np.int64(3), .12345, -1e6, "text", np.bool_(False))] == ["–", "–", "–", "3", "0.123", "-1,000,000", "text", "no"]
+    assert report.shown(.5, "coverage") == "50.0 %"
+    folded = report.with_intervals(RESULTS)
+    assert list(folded) == ["method", "model", "auc", "n_fake"] and folded.auc.tolist() == ["0.900 [0.800, 0.950]", "0.700 [0.600, 0.800]", "–"]
+    assert "auc_lo" in RESULTS                                   # the caller's table is left alone
+
+
+def test_embedded_pictures_are_png():
+    import base64
+    for picture in (np.zeros((3, 4), np.uint8), np.ones((3, 4, 3)), g.random((3, 4))):
+        data = base64.b64decode(re.search(r"base64,([^\"]*)", report.embedded(picture, "x"))[1])
+        assert data.startswith(b"\x89PNG") and report.embedded(data, "x") == report.embedded(picture, "x")
+
+
+def test_page_is_written_whole(tmp_path):
+    path = report.write_page(tmp_path/"a"/"p.html", report.page("Ä", "c", report.section("s", "naïve")))
+    assert "naïve" in path.read_text(encoding="utf-8") and [p.name for p in path.parent.iterdir()] == ["p.html"]

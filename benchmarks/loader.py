@@ -1,6 +1,6 @@
 """How many training clips a second does the loader make, varied and unvaried, at the sizes of params.yaml or others?
 
-    python benchmarks/loader.py [--face 64 --mouth 32 --sharp 4 --frames 36 --batch 32 --clips 2048 --threads 1]
+    python benchmarks/loader.py [--face_px 64] [--mouth_px 32] [--sharp 6] [--frames 36] [--batch 32] [--clips 2048] [--threads 1]
 """
 import argparse, json, tempfile, time
 from dataclasses import replace
@@ -8,12 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.numpy import save_file
-from cad_nb.core import SAMPLES_PER_FRAME
-from cad_nb.data.clips import BatchParams, Clips, ahead, augment, draw_epoch, stream, train_batches
+from cad_nb.core import SAMPLES_PER_FRAME, read_params, typed
+from cad_nb.data.clips import BatchParams, Clips, augment, draw_epoch, stream, train_batches
 from cad_nb.data.manifest import as_manifest
-
-VARIED = BatchParams(balance="method", real=.5, epoch_clips=0, flip=.5, brightness=.1, contrast=.2, blur=.3, noise=.02, gain_db=6., tilt=.3, audio_noise=.05, drop_video=.1, drop_audio=.1, prefetch=0)
-
 
 def features(folder:Path, n:int, K:int, T:int, P:int, Q:int, per_shard:int=256):
     "Shards of random numbers, as `prepare` would lay them out."
@@ -39,19 +36,22 @@ def rate(run, n:int, times:int)->float:
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name,default in dict(face=64, mouth=32, sharp=4, frames=36, batch=32, clips=2048, threads=1, times=3).items(): ap.add_argument(f"--{name}", type=int, default=default)
+    params = read_params()
+    sizes = {k: params["prepare"][k] for k in ("face_px", "mouth_px", "sharp", "frames")}
+    for name,default in {**sizes, "batch": 32, "clips": 2048, "threads": 1, "times": 3}.items(): ap.add_argument(f"--{name}", type=int, default=default)
     a = ap.parse_args()
+    varied = replace(typed(params["batches"], BatchParams, "batches"), prefetch=0)
     torch.set_num_threads(a.threads)
     with tempfile.TemporaryDirectory() as d:
-        clips = Clips(d, features(Path(d), a.clips, a.sharp, a.frames, a.face, a.mouth))
+        clips = Clips(d, features(Path(d), a.clips, a.sharp, a.frames, a.face_px, a.mouth_px))
         n = a.clips // a.batch * a.batch
-        order = draw_epoch(clips.rows, n, VARIED, stream(0)).reshape(-1, a.batch)
+        order = draw_epoch(clips.rows, n, varied, stream(0)).reshape(-1, a.batch)
         stored = [clips.batch(i) for i in order]
-        print(f"{a.face} px faces x {a.sharp}, {a.mouth} px mouths x {a.frames}, batch {a.batch}, {a.threads} thread(s): clips per second")
+        print(f"{a.face_px} px faces x {a.sharp}, {a.mouth_px} px mouths x {a.frames}, batch {a.batch}, {a.threads} thread(s): clips per second")
         print(f"  stored        {rate(lambda: [clips.batch(i) for i in order], n, a.times):8.0f}")
-        print(f"  varied        {rate(lambda: [augment(b, VARIED, stream(i)) for i,b in enumerate(stored)], n, a.times):8.0f}")
-        print(f"  both          {rate(lambda: list(train_batches(clips, a.batch, 0, 0, VARIED)), n, a.times):8.0f}")
-        print(f"  both, ahead   {rate(lambda: list(train_batches(clips, a.batch, 0, 0, replace(VARIED, prefetch=2))), n, a.times):8.0f}")
+        print(f"  varied        {rate(lambda: [augment(b, varied, stream(i)) for i,b in enumerate(stored)], n, a.times):8.0f}")
+        print(f"  both          {rate(lambda: list(train_batches(clips, a.batch, 0, 0, varied)), n, a.times):8.0f}")
+        print(f"  both, ahead   {rate(lambda: list(train_batches(clips, a.batch, 0, 0, replace(varied, prefetch=2))), n, a.times):8.0f}")
 
 
 if __name__ == "__main__": main()

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 """Build the documentation site from the notebooks: `python docs/build.py` writes `_docs/`, to be opened from the disk or served.
 
-nbdev prepares the notebooks as it does for Quarto, `convert` turns the result into MyST, Sphinx makes the pages. Nothing is executed
+nbdev prepares the notebooks as it does for Quarto, `pages` turns the result into MyST, Sphinx makes the pages. Nothing is executed
 but exported cells and imports (that is how nbdev finds signatures), and nothing is fetched."""
 import argparse, os, re, shutil, subprocess, sys, tempfile, time
 from configparser import ConfigParser
 from pathlib import Path
-from convert import Page, Site, mark_for_nbdev, read_nb, write_nb
+from pages import Page, Site, read_nb, write_nb
 
 HERE = Path(__file__).resolve().parent
 STAGES = "pipelines", "studies"  # folders of notebooks that are executed by papermill, not by hand
@@ -22,7 +22,7 @@ def find_pages(
     names = sorted(p.relative_to(nbs) for p in nbs.rglob("*.ipynb") if not any(part[0] in "._" for part in p.relative_to(nbs).parts))
     if not any(str(n) == "index.ipynb" for n in names): raise SiteError("nbs/index.ipynb is missing: it is the front page of the site and the README")
     names.sort(key=lambda n: (str(n) != "index.ipynb", len(n.parts), n.parts))
-    pages = [Page(n) for n in names]
+    pages = [Page(n, read_nb(nbs/n)) for n in names]
     for a in pages:
         for b in pages:
             if a is not b and a.doc == b.doc: raise SiteError(f"nbs/{a.source} and nbs/{b.source} would both become {a.doc}.html: rename one")
@@ -46,13 +46,10 @@ def copy_sources(
     for name in ("settings.ini", "params.yaml"):
         if (root/name).is_file(): shutil.copy(root/name, to/name)
     for page in pages:
-        nb, path = read_nb(root/"nbs"/page.source), to/"nbs"/page.source
-        page.read(nb)
         if page.source.parts[0] in STAGES:
             page.run = "never"
-            if report := executed(root, page):
-                nb, page.run = page.lay_over(nb, read_nb(report))
-        write_nb(mark_for_nbdev(nb, set(page.defs)), path)
+            if report := executed(root, page): page.lay_over(read_nb(report))
+        write_nb(page.for_nbdev(), to/"nbs"/page.source)
 
 def process(
     root:Path,     # the project, whose cad_nb is imported
@@ -96,6 +93,7 @@ def build(
     say=print,            # told what is being done
 )->list[Page]:            # what was built
     "The whole site. Raises `SiteError` where a page would be missing, wrong or in need of the network."
+    if out.exists() and any(out.iterdir()) and not (out/"_static"/"site.css").is_file(): raise SiteError(f"{out} is not empty and holds no site: it is left as it is")
     settings = ConfigParser(); settings.read(root/"settings.ini"); settings = dict(settings["DEFAULT"])
     start = time.time()
     with tempfile.TemporaryDirectory(prefix="cad_nb_docs_") as tmp:
@@ -119,7 +117,6 @@ def build(
             to = html/"notebooks"/p.source; to.parent.mkdir(parents=True, exist_ok=True)
             write_nb(p.shown, to)
         if wrong := problems(html, pages): raise SiteError("\n".join(wrong))
-        if out.exists() and any(out.iterdir()) and not (out/"_static"/"site.css").is_file(): raise SiteError(f"{out} is not empty and holds no site: it is left as it is")
         shutil.rmtree(out, ignore_errors=True); out.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(html, out, ignore=shutil.ignore_patterns(".buildinfo*", "objects.inv", "_sources"))
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) / 1e6
@@ -133,4 +130,4 @@ if __name__ == "__main__":
     parser.add_argument("--keep", type=Path, help="keep the converted notebooks in this folder")
     args = parser.parse_args()
     try: build(args.root.resolve(), (args.out or args.root/"_docs").resolve(), args.keep)
-    except SiteError as e: sys.exit(f"docs: {e}")
+    except (SiteError, ValueError) as e: sys.exit(f"docs: {e}")

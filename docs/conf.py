@@ -16,6 +16,7 @@ nb_code_prompt_show, nb_code_prompt_hide = "Show the code", "Hide the code"
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath", "fieldlist", "html_image", "strikethrough", "tasklist"]
 myst_dmath_allow_space = myst_dmath_allow_digits = False  # a price is not a formula: Pandoc's rule
 myst_heading_anchors = 4
+myst_ref_domains = ["std"]
 suppress_warnings = ["myst.header", "myst.strikethrough"]   # a level skipped in a notebook is no defect of the site
 smartquotes = False                                        # quotes in a comment are often code
 

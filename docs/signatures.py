@@ -18,6 +18,7 @@ class Definition:
     returns:Param|None          # type and comment of what comes back
     source:str                  # the source to show
     methods:list = field(default_factory=list)  # public ones that say something about themselves
+    is_data:bool = False        # its parameters are the fields of a dataclass
 
 def comments(
     src:str, # Python source
@@ -72,8 +73,9 @@ def parameters(
     lasts = [(d or p.annotation or p).end_lineno for p, _, d in rows]
     out, before = [], node.lineno
     for i, (p, stars, default) in enumerate(rows):
-        shared = i + 1 < len(rows) and rows[i+1][0].lineno == lasts[i] or lasts[i] == end and node.returns  # the comment is not this one's
-        details = "" if shared else beside(notes, p.lineno, lasts[i], before)
+        ends_line = i + 1 == len(rows) or rows[i+1][0].lineno > lasts[i]
+        own = not (lasts[i] == end and node.returns)  # else the comment there is that of the result
+        details = "" if not own else beside(notes, p.lineno, lasts[i], before) if ends_line else notes.get(lasts[i], (0, ""))[1]  # `x, y, # centre` speaks of both
         out.append(Param(stars + p.arg, kind(p.annotation), text(default), details)); before = lasts[i]
     note = notes[end][1] if end in notes and not notes[end][2] and node.returns and node.body[0].lineno != end else ""
     back = Param("", kind(node.returns), "", note) if node.returns and kind(node.returns) != "None" or note else None
@@ -135,4 +137,4 @@ def describe_class(src:str, node:ast.ClassDef, text:str)->Definition:
     methods = [describe_function(src, n, "", node.name) for n in functions if not n.name.startswith("_")]
     methods = [m for m in methods if m.doc or any(p.details for p in m.params) or m.returns and m.returns.details]
     doc = ast.get_docstring(node) or (ast.get_docstring(init) if init else "") or ""
-    return Definition(node.name, "class " + head, doc, params, None, text, methods)
+    return Definition(node.name, "class " + head, doc, params, None, text, methods, is_data=not init)

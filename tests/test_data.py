@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
-from cad_nb.core import FPS, SAMPLES_PER_FRAME, ParamsError, stream
+from cad_nb.core import SAMPLES_PER_FRAME, ParamsError, stream
 from cad_nb.data import shards as shards_room
-from cad_nb.data.clips import Batch, BatchParams, Clips, ahead, augment, draw_epoch, eval_batches, hide, train_batches
-from cad_nb.data.corpora import FAKEAVCELEB_CATEGORIES, CorpusParams, fakeavceleb_labels, find_folder, read_corpora, read_corpus, read_truth
+from cad_nb.data.clips import Batch, BatchParams, Clips, ahead, augment, draw_epoch, eval_batches, train_batches
+from cad_nb.data.corpora import FAKEAVCELEB_CATEGORIES, CorpusParams, fakeavceleb_labels, find_folder, read_corpora, read_corpus
 from cad_nb.data.manifest import COLUMNS, LABELS, UnsafePath, any_fake, as_manifest, check_files, check_manifest, read_manifest, safe_join, write_manifest
-from cad_nb.data.shards import Cut, DiskFull, PrepareParams, first_sound, prepare, read_note, window_starts
+from cad_nb.data.shards import Cut, DiskFull, PrepareParams, first_sound, prepare, window_starts
 from cad_nb.data.splits import SplitParams, leak_report, make_splits, split_hash
 from cad_nb.media.encode import write_clip
 
@@ -389,3 +389,199 @@ def test_too_few_clips_for_a_batch(clips):
 def test_batch_moves(clips):
     b = clips.batch([1, 2]).to("cpu")
     assert len(b) == 2 and same(b, clips.batch([1, 2]))
+
+
+# shards --------------------------------------------------------------------------------------------------------------
+
+PREPARE = PrepareParams(detector="none", detect_every=5, min_face_px=16, face_px=16, mouth_px=8, sharp=2, frames=10, trim_silence=True, shard_clips=3, windows=1, workers=1, max_s=5.)
+
+
+def talking(path:Path, seed=0, n=14, sound=True, silence=0):
+    "A small clip of noise that moves, with a tone after some samples of digital silence."
+    rng = np.random.default_rng(seed)
+    base = rng.integers(0, 256, (48, 48, 3), np.uint8)
+    samples = (.3*np.sin(np.arange(n*SAMPLES_PER_FRAME)*rng.uniform(.05, .3))).astype(np.float32); samples[:silence] = 0
+    return write_clip(path, np.stack([np.roll(base, t, 1) for t in range(n)]), samples if sound else None)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    "Twelve clips, of which four cannot be used."
+    folder = tmp_path_factory.mktemp("corpus")
+    for i in range(8): talking(folder/f"{i:02}.mp4", i, sound=i != 5, silence=640*(i % 3))
+    talking(folder/"08.mp4", 8, n=6); (folder/"09.mp4").write_text("a letter"); (folder/"10.mp4").touch()
+    (folder/"11.mp4").write_bytes((folder/"00.mp4").read_bytes()[:900])
+    df = as_manifest([dict(corpus="toy", path=f"{i:02}.mp4", identity_source=f"id{i}", method="real", y=0) for i in range(12)] + [dict(corpus="toy", path="gone.mp4", status="missing_file")])
+    return df, {"toy": folder}
+
+
+def contents(out): return {str(p.relative_to(out)): p.read_bytes() for p in sorted(Path(out).rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed")
+    return prepare(*corpus, out, PREPARE, progress=False), contents(out)
+
+
+def test_bad_files_become_rows(undisturbed):
+    df, _ = undisturbed
+    assert (df.status[:8] == "ok").all() and df.status[8] == "too_short" and df.status[12] == "missing_file"
+    assert (df.status[9:12] != "ok").all() and (df.reason[8:12] != "").all()
+
+
+def test_what_is_stored(corpus, undisturbed, tmp_path):
+    prepare(*corpus, tmp_path, PREPARE, progress=False)
+    clips = Clips(tmp_path, read_manifest(tmp_path/"manifest.csv"))
+    b = clips.batch(range(8))
+    assert b.face.shape == (8,2,16,16,3) and b.mouth.shape == (8,10,8,8) and b.audio.shape == (8,10*SAMPLES_PER_FRAME)
+    assert b.has_audio.tolist() == [i != 5 for i in range(8)] and b.has_video.all() and b.audio[5].abs().sum() == 0
+    assert clips.rows.start_frame.between(1, 4).all() and clips.rows.start_frame[2] >= 2  # 1280 samples of silence are two frames
+    assert clips.rows.id.tolist() == read_manifest(tmp_path/"manifest.csv").id[:8].tolist()
+
+
+def test_bytes_do_not_depend_on_workers(corpus, undisturbed, tmp_path):
+    prepare(*corpus, tmp_path, replace(PREPARE, workers=2), progress=False)
+    assert contents(tmp_path) == undisturbed[1]
+
+
+def test_finished_shards_are_kept_and_others_made_again(corpus, undisturbed, tmp_path, monkeypatch):
+    df, folders = corpus
+    prepare(df, folders, tmp_path, PREPARE, progress=False)
+    read, count = shards_room.cut_clip, []
+    monkeypatch.setattr(shards_room, "cut_clip", lambda *a: count.append(a[0]) or read(*a))
+    prepare(df, folders, tmp_path, PREPARE, progress=False); assert count == []
+    (tmp_path/"toy/shard-00001.safetensors").write_bytes(b"cut"); (tmp_path/"toy/.shard-00002.99.part.safetensors").touch(); (tmp_path/"toy/shard-00077.json").touch()
+    prepare(df, folders, tmp_path, PREPARE, progress=False)
+    assert len(count) == 3 and contents(tmp_path) == undisturbed[1]
+    count.clear(); prepare(df, folders, tmp_path, replace(PREPARE, face_px=24), progress=False); assert len(count) == 12
+    count.clear(); prepare(df, folders, tmp_path, replace(PREPARE, face_px=24, shard_clips=4), progress=False); assert len(count) == 12
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    for i in range(2): talking(tmp_path/f"c/{i}.mp4", i)
+    df = as_manifest([dict(corpus="toy", path=f"{i}.mp4") for i in range(2)])
+    prepare(df, {"toy": tmp_path/"c"}, tmp_path/"out", replace(PREPARE, shard_clips=1), progress=False)
+    before = contents(tmp_path/"out")
+    os.utime(tmp_path/"c/0.mp4", (1, 1)); talking(tmp_path/"c/1.mp4", 7)
+    prepare(df, {"toy": tmp_path/"c"}, tmp_path/"out", replace(PREPARE, shard_clips=1), progress=False)
+    after = contents(tmp_path/"out")
+    assert {k for k in after if after[k] != before[k]} == {"toy/shard-00001.json", "toy/shard-00001.safetensors"}
+
+
+RUN = """
+import sys, pandas as pd
+from dataclasses import replace
+from cad_nb.data.manifest import read_manifest
+from cad_nb.data.shards import PrepareParams, prepare
+if __name__ == "__main__":
+    manifest, folder, out, workers, params = sys.argv[1:]
+    prepare(read_manifest(manifest), {"toy": folder}, out, replace(eval(params), workers=int(workers)), progress=False)
+"""
+
+
+def children(pid):
+    "All processes below one."
+    parents = {}
+    for p in Path("/proc").glob("[0-9]*"):
+        try: parents[int(p.name)] = int((p/"stat").read_text().rsplit(")", 1)[1].split()[1])
+        except (OSError, IndexError): pass
+    below = {pid}
+    while more := {c for c,p in parents.items() if p in below} - below: below |= more
+    return below - {pid}
+
+
+def alive(pid):
+    try: return (Path("/proc")/str(pid)/"stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError: return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
+def test_killed_run_goes_on_and_leaves_no_workers(corpus, undisturbed, tmp_path):
+    df, folders = corpus
+    write_manifest(tmp_path/"m.csv", df); (tmp_path/"run.py").write_text(RUN)
+    command = [sys.executable, tmp_path/"run.py", tmp_path/"m.csv", folders["toy"], tmp_path/"out", "2", repr(PREPARE)]
+    run = subprocess.Popen(command, env=ONE_THREAD)
+    deadline = time.time() + 120
+    while not list((tmp_path/"out").glob("toy/*.json")) and run.poll() is None and time.time() < deadline: time.sleep(.002)
+    workers = children(run.pid)
+    run.kill(); run.wait()
+    left = contents(tmp_path/"out")
+    assert all(undisturbed[1][k] == v for k,v in left.items() if ".part" not in k and k.endswith(".safetensors")), "a shard is whole or absent"
+    deadline = time.time() + 20
+    while any(map(alive, workers)) and time.time() < deadline: time.sleep(.05)
+    assert workers and not any(map(alive, workers))
+    subprocess.run(command, env=ONE_THREAD, check=True)
+    assert contents(tmp_path/"out") == undisturbed[1]
+
+
+def test_full_disk_is_explained_and_loses_nothing(corpus, undisturbed, tmp_path, monkeypatch):
+    write, calls = shards_room.write_whole, []
+    def fails(part): part.write_bytes(b"half"); raise OSError(errno.ENOSPC, "No space left on device")
+    def full(path, fill): calls.append(path); return write(path, fill if len(calls) < 5 else fails)
+    monkeypatch.setattr(shards_room, "write_whole", full)
+    with pytest.raises(DiskFull, match=r"6 clips left need up to 0\.\d+ MB.*run it again"): prepare(*corpus, tmp_path, PREPARE, progress=False)
+    assert sorted(contents(tmp_path)) == [f"toy/shard-0000{i}.{end}" for i in (0, 1) for end in ("json", "safetensors")]
+    monkeypatch.setattr(shards_room, "write_whole", write)
+    prepare(*corpus, tmp_path, PREPARE, progress=False)
+    assert contents(tmp_path) == undisturbed[1]
+
+
+def test_full_tmpfs(corpus, undisturbed, tmp_path):
+    (tmp_path/"out").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", tmp_path/"out"], capture_output=True).returncode: pytest.skip("needs the right to mount a tmpfs")
+    try:
+        with pytest.raises(DiskFull): prepare(*corpus, tmp_path/"out", PREPARE, progress=False)
+        kept = contents(tmp_path/"out")
+        assert kept and all(undisturbed[1][k] == v for k,v in kept.items())
+        subprocess.run(["mount", "-o", "remount,size=8m", tmp_path/"out"], check=True)
+        prepare(*corpus, tmp_path/"out", PREPARE, progress=False)
+        assert contents(tmp_path/"out") == undisturbed[1]
+    finally: subprocess.run(["umount", tmp_path/"out"], check=True)
+
+
+def die_of_bad(path):
+    "In place of the worker's job: a decoder that takes its process along."
+    if "bad" in Path(path).name: os.kill(os.getpid(), signal.SIGKILL)
+    return Cut("ok", Path(path).name)
+
+
+def test_a_file_that_kills_its_process_costs_its_own_row(monkeypatch):
+    monkeypatch.setattr(shards_room, "work", die_of_bad)
+    names = [f"{i}.mp4" for i in range(6)] + ["bad.mp4"] + [f"{i}.mp4" for i in range(6, 9)] + ["bad2.mp4"]
+    cuts = list(shards_room.read_in_parallel(map(Path, names), PREPARE, 2))
+    assert [c.status for c in cuts] == ["crashed" if "bad" in n else "ok" for n in names]
+    assert [c.reason for c,n in zip(cuts, names) if "bad" not in n] == [n for n in names if "bad" not in n]
+
+
+def test_reader_errors_are_a_status(corpus, tmp_path, monkeypatch):
+    def broken(path, *_): raise (MemoryError() if "00" in path.name else RuntimeError("what"))
+    monkeypatch.setattr(shards_room, "read_clip", broken)
+    df = prepare(*corpus, tmp_path, PREPARE, progress=False)
+    assert (df.status[:12] == "error").all() and "MemoryError" in df.reason[0] and "what" in df.reason[1]
+    assert len(Clips(tmp_path, df)) == 0
+
+
+def test_a_file_that_went_after_it_was_listed(corpus, tmp_path):
+    df = prepare(as_manifest([dict(corpus="toy", path="none.mp4")]), corpus[1], tmp_path, PREPARE, progress=False)
+    assert df.status.tolist() == ["missing_file"]
+
+
+def test_no_clips_at_all(tmp_path):
+    df = prepare(as_manifest([]), {}, tmp_path, PREPARE, progress=False)
+    assert len(df) == 0 and len(Clips(tmp_path, df)) == 0
+
+
+@pytest.mark.parametrize("change, key", [(dict(sharp=11), "sharp"), (dict(frames=0), "frames"), (dict(workers=-1), "workers"), (dict(max_s=.1), "max_s")])
+def test_params_that_make_no_window(corpus, tmp_path, change, key):
+    with pytest.raises(ParamsError, match=f"prepare.{key}"): prepare(*corpus, tmp_path, replace(PREPARE, **change))
+
+
+@given(st.integers(0, 200), st.integers(0, 60), st.integers(1, 5), st.booleans())
+def test_windows_lie_inside_the_clip(n_frames, silence, windows, trim):
+    samples = np.ones(n_frames*SAMPLES_PER_FRAME, np.float32); samples[:silence*100] = 0
+    p = replace(PREPARE, windows=windows, trim_silence=trim)
+    starts = window_starts(n_frames, samples, p)
+    assert bool(starts) == (n_frames >= p.frames) and len(starts) <= windows and starts == sorted(set(starts))
+    for s in starts: assert 0 <= s <= n_frames - p.frames
+    if trim and starts and n_frames - p.frames >= max(1, -(-silence*100//SAMPLES_PER_FRAME)) and silence*100 < len(samples): assert starts[0]*SAMPLES_PER_FRAME >= first_sound(samples) and starts[0] >= 1

@@ -9,6 +9,14 @@ from cad_nb.core import stream
 from cad_nb.explain import attribution as at
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    "Models this small are slower on many threads."
+    n = torch.get_num_threads(); torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)
+
+
 def rand(*shape, key=0): return torch.tensor(stream(key, shape).random(shape), dtype=torch.float32)
 
 
@@ -81,6 +89,22 @@ def test_a_silent_clip_owes_nothing_to_its_sound(clips, forward):
     for method in at.METHODS:
         a = at.attribute(forward, inputs, base, n_steps=4, method=method, args=args)
         assert a.values[2][2].abs().max() == 0 and a.values[1][2].abs().max() == 0 < a.values[0][2].abs().max()
+
+
+def test_a_logit_that_the_model_does_not_give_has_no_attribution(clips, forward):
+    inputs, base, (video, audio) = clips
+    unsure = lambda *x: forward(*x).masked_fill(x[-1] == 0, torch.nan)              # says nothing about a clip without sound
+    for method in at.METHODS:
+        a, whole = (at.attribute(f, inputs, base, n_steps=4, method=method, args=(video > 0, audio > 0)) for f in (unsure, lambda f, m, s, v, a: forward(f, m, s, v.float(), a.float())))
+        assert all(v[2].isnan().all() for v in a.values) and at.shares(a.values)[2].isnan().all() and a.delta.isnan().tolist() == [False, False, True]
+        for v, w in zip(a.values, whole.values): torch.testing.assert_close(v[:2], w[:2])
+
+
+@pytest.mark.parametrize("method", at.METHODS)
+def test_an_ignored_input_gets_nothing(clips, method):
+    inputs, base, _ = clips
+    a = at.attribute(lambda face, mouth, spec: face.flatten(1).sum(1), inputs, base, n_steps=2, method=method)
+    assert a.values[0].abs().max() > 0 == a.values[1].abs().max() == a.values[2].abs().max()
 
 
 def test_memory_is_bounded(clips):

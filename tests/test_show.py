@@ -59,7 +59,8 @@ def test_side_by_side_thins_evenly():
     pictures = np.arange(50.)[:, None, None]*np.ones((50, 2, 2))
     row = plots.side_by_side(pictures, n_max=20, gap=0)
     assert row.shape == (2, 34) and row[0, ::2].tolist() == list(range(0, 50, 3))
-    assert plots.side_by_side(np.full((2, 4, 4, 3), 255, np.uint8), fill=0.)[0, 4].tolist() == [0, 0, 0]
+    spaced = plots.side_by_side(np.full((2, 4, 4, 3), 255, np.uint8), fill=0.)
+    assert spaced.shape == (4, 12, 3) and spaced[0, :, 0].tolist() == [0, 1, 1, 1, 1, 0]*2
 
 
 def test_colours_stay_apart_for_the_colour_blind():

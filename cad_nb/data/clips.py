@@ -63,7 +63,7 @@ def map_shard(
 
 # %% ../../nbs/34_data.clips.ipynb #ea8a766d
 class Clips:
-    "Stored windows of the clips of a manifest: `rows` says what they are, `batch` gives them."
+    "Stored windows of the clips of a manifest: `rows` says what they are and where in the file they lie, `batch` gives them."
     def __init__(self,
         features:str|Path,       # folder that `prepare` wrote
         df:pd.DataFrame,         # a manifest with splits
@@ -73,10 +73,10 @@ class Clips:
         df = df[(df.status == "ok") & (df.split == split if split else True) & (df.corpus.isin(corpora) if corpora else True)]
         self.shards, parts = [], []
         for path in (p for c in df.corpus.unique() for p in sorted((Path(features)/c).glob("shard-*.safetensors"))):
-            windows = pd.DataFrame(json.loads(path.with_suffix(".json").read_text())["windows"], columns=["id", "start_frame"])
+            windows = pd.DataFrame(json.loads(path.with_suffix(".json").read_text())["windows"], columns=["id", "start_frame", "boxes"])
             parts.append(windows.assign(shard=len(self.shards), row=range(len(windows))))
             self.shards.append(map_shard(path))
-        windows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["id", "start_frame", "shard", "row"])
+        windows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["id", "start_frame", "boxes", "shard", "row"])
         self.rows = df.merge(windows, on="id", how="left", validate="1:m", sort=False).reset_index(drop=True)  # a row per window, in the order of the manifest
         if lost := self.rows.id[self.rows.shard.isna()].tolist():
             raise FileNotFoundError(f"{features} has no shard with {len(lost)} clips that the manifest calls ok, e.g. `{lost[0]}`: run the stage `prepare` again")
@@ -173,6 +173,7 @@ def noise_bank(
     "Noise, drawn once. A clip takes a stretch of it from a random place: fresh normal numbers for every pixel would cost more than all other changes together."
     return torch.from_numpy(stream("noise bank").standard_normal(n, np.float32))
 
+# %% ../../nbs/34_data.clips.ipynb #b29d9e71
 def add_noise(
     x:Tensor,    # float, of one clip, changed in place
     std:float,   # standard deviation
@@ -184,7 +185,7 @@ def add_noise(
     start = int(at*(len(bank) - n))
     return x.add_(bank[start:start+n].view_as(x), alpha=float(std))
 
-# %% ../../nbs/34_data.clips.ipynb #86e288d9
+# %% ../../nbs/34_data.clips.ipynb #13330100
 def soften(
     x:Tensor,       # (n, H, W, ...) float, changed in place
     amount:float,   # 0..1: how far each pixel moves towards the mean of its two neighbours
@@ -196,7 +197,7 @@ def soften(
         inner.add_((x.narrow(dim, 0, n-2) + x.narrow(dim, 2, n-2)).sub_(inner, alpha=2), alpha=amount/2)
     return x
 
-# %% ../../nbs/34_data.clips.ipynb #623f7ace
+# %% ../../nbs/34_data.clips.ipynb #422bf4c5
 def vary_pictures(
     x:Tensor,           # (B, n, H, W) or (B, n, H, W, 3) uint8
     u:dict,             # name -> (B,) draws in 0..1
@@ -213,7 +214,7 @@ def vary_pictures(
         out[i] = work.clamp_(0, 255)
     return out
 
-# %% ../../nbs/34_data.clips.ipynb #7e151b6e
+# %% ../../nbs/34_data.clips.ipynb #19927095
 def vary_sound(
     x:Tensor,           # (B, S) float in [-1, 1]
     u:dict,             # name -> (B,) draws in 0..1
@@ -228,7 +229,7 @@ def vary_sound(
     for i in np.flatnonzero(p.audio_noise*u["hiss"] > 0): add_noise(out[i], p.audio_noise*u["hiss"][i]*out[i].norm()/out.shape[1]**.5, u["hiss_at"][i])
     return out.clamp_(-1, 1)
 
-# %% ../../nbs/34_data.clips.ipynb #2b4d5b89
+# %% ../../nbs/34_data.clips.ipynb #abe90397
 def labels_of_rest(
     b:Batch,           # has_video, has_audio and labels of the whole clip
 )->Batch:              # labels of what is there
@@ -240,7 +241,7 @@ def labels_of_rest(
     both = b.has_video & b.has_audio
     return replace(b, y=torch.where(both, b.y, alone), y_video=y_video, y_audio=y_audio, y_sync=torch.where(both, b.y_sync, nan))
 
-# %% ../../nbs/34_data.clips.ipynb #2f9e2f9d
+# %% ../../nbs/34_data.clips.ipynb #b6fcec39
 def hide(
     b:Batch,           # a batch, changed in place
     u:np.ndarray,      # (B,) draws in 0..1
@@ -249,11 +250,11 @@ def hide(
     "Hide one modality of some of the clips that have both."
     u, both = torch.from_numpy(u), b.has_video & b.has_audio
     has_video, has_audio = b.has_video & ~(both & (u < p.drop_video)), b.has_audio & ~(both & (u > 1 - p.drop_audio))
-    for i in (b.has_video & ~has_video).nonzero(): b.face[i], b.mouth[i] = 0, 0
-    for i in (b.has_audio & ~has_audio).nonzero(): b.audio[i] = 0
+    for i in (~has_video).nonzero(): b.face[i], b.mouth[i] = 0, 0  # also what was missing from the start, and has been lit and made noisy
+    for i in (~has_audio).nonzero(): b.audio[i] = 0
     return labels_of_rest(replace(b, has_video=has_video, has_audio=has_audio))
 
-# %% ../../nbs/34_data.clips.ipynb #faee7f9b
+# %% ../../nbs/34_data.clips.ipynb #dfe80b79
 DRAWS = "flip contrast brightness blur blur_amount noise noise_at tilt gain hiss hiss_at hide".split()
 
 def augment(
@@ -265,7 +266,7 @@ def augment(
     u = dict(zip(DRAWS, rng.random((len(DRAWS), len(b)))))
     return hide(replace(b, face=vary_pictures(b.face, u, p), mouth=vary_pictures(b.mouth, u, p), audio=vary_sound(b.audio, u, p)), u["hide"], p)
 
-# %% ../../nbs/34_data.clips.ipynb #5d23d5b3
+# %% ../../nbs/34_data.clips.ipynb #7ad2c8f6
 def ahead(
     batches:Iterable,   # made one after the other
     n:int,              # how many to have ready; 0: none, and no thread
@@ -293,7 +294,7 @@ def ahead(
             yield item
     finally: stop.set(); thread.join()
 
-# %% ../../nbs/34_data.clips.ipynb #33a5a7b5
+# %% ../../nbs/34_data.clips.ipynb #23630da5
 def n_batches(
     clips:Clips,      # training clips
     batch_size:int,   # B
@@ -304,7 +305,7 @@ def n_batches(
     if not n or not len(clips): raise ValueError(f"{len(clips)} training clips (batches.epoch_clips: {p.epoch_clips}) do not fill a batch of {batch_size}: lower the batch size or prepare more clips")
     return n
 
-# %% ../../nbs/34_data.clips.ipynb #07bec6f1
+# %% ../../nbs/34_data.clips.ipynb #8189deb1
 def train_batches(
     clips:Clips,      # training clips
     batch_size:int,   # B
@@ -323,7 +324,7 @@ def train_batches(
             yield b.map(Tensor.pin_memory) if torch.cuda.is_available() else b
     return ahead(make(), p.prefetch)
 
-# %% ../../nbs/34_data.clips.ipynb #cc3c122a
+# %% ../../nbs/34_data.clips.ipynb #b5733077
 def eval_batches(
     clips:Clips,       # any clips
     batch_size:int,    # B

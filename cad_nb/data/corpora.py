@@ -6,7 +6,7 @@
 __all__ = ['LAYOUTS', 'FAKEAVCELEB_CATEGORIES', 'FAKEAVCELEB_METHODS', 'FACEFORENSICS_COMPRESSIONS', 'CorpusParams', 'Layout',
            'layout', 'find_folder', 'plain_path', 'without_repeats', 'read_corpus', 'read_corpora',
            'fakeavceleb_labels', 'read_table', 'fakeavceleb_path', 'fakeavceleb_row', 'walk_videos', 'read_fakeavceleb',
-           'official_pairs', 'faceforensics_row', 'read_faceforensics', 'read_truth']
+           'official_pairs', 'faceforensics_row', 'read_faceforensics', 'read_truth', 'read_mask']
 
 # %% ../../nbs/31_data.corpora.ipynb #c5d9b02a
 import csv, json, os, posixpath
@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+import numpy as np
 import pandas as pd
 from ..core import typed
 from .manifest import LABELS, any_fake, as_manifest, check_files, check_manifest
@@ -149,12 +150,14 @@ def fakeavceleb_labels(
 def read_table(
     path:Path,   # a csv
 )->list[dict]:   # one dict per line: column name, lower case, to text; missing values (`-`) as ""
-    "Read a csv whose header may be shorter than its lines. Columns without a name are called `` (empty)."
-    with open(path, newline="", encoding="utf-8-sig", errors="replace") as f: lines = [line for line in csv.reader(f) if any(line)]
+    "Read a csv whose lines may be longer or shorter than its header. A column without a name has the name \"\"."
+    try:
+        with open(path, newline="", encoding="utf-8-sig", errors="replace") as f: lines = [line for line in csv.reader(f) if any(line)]
+    except csv.Error as e: raise ValueError(f"{path} is no csv: {e}") from e
     if not lines: raise ValueError(f"{path} is empty")
     header = [h.strip().lower() for h in lines[0]]
     tidy = lambda text: "" if text.strip() == "-" else text.strip()
-    return [dict(zip(header + [""]*(len(line) - len(header)), map(tidy, line))) for line in lines[1:]]
+    return [dict.fromkeys(header, "") | dict(zip(header + [""]*(len(line) - len(header)), map(tidy, line))) for line in lines[1:]]
 
 # %% ../../nbs/31_data.corpora.ipynb #1c0ac6b0
 def fakeavceleb_path(
@@ -273,3 +276,13 @@ def read_truth(
     path = Path(folder)/"truth.jsonl"
     if not path.is_file(): return {}
     return {line["path"]: line for line in map(json.loads, path.read_text().splitlines())}
+
+# %% ../../nbs/31_data.corpora.ipynb #6b592e88
+def read_mask(
+    folder:str|Path,     # of a corpus
+    path:str,            # of a clip, from there
+)->np.ndarray|None:      # (T, H//4, W//4) uint8, 1 where the picture was altered; None where nothing was, or nothing is known
+    "Where in each frame of the file an embedded clip was altered."
+    masks = Path(folder)/"truth_masks.npz"
+    if not masks.is_file(): return None
+    with np.load(masks, allow_pickle=False) as z: return z[path] if path in z else None

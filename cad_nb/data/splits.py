@@ -13,10 +13,10 @@ import pandas as pd
 from ..core import ParamsError, hash_of, stream
 from .manifest import SPLITS
 
-# %% ../../nbs/32_data.splits.ipynb #e19588fc
+# %% ../../nbs/32_data.splits.ipynb #992995a9
 @dataclass
 class SplitParams:
-    "Section `splits` of params.yaml."
+    "Section `split` of params.yaml."
     train:float         # share of the people of each corpus, 0..1; the three shares sum to 1
     val:float           # share of the people, for early stopping, thresholds and calibration
     test:float          # share of the people, for reported numbers only
@@ -30,11 +30,11 @@ def check_params(
 )->None:
     "Raise `ParamsError` for shares that are no shares and for held-out methods that no corpus has."
     shares = dict(train=p.train, val=p.val, test=p.test)
-    if min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6: raise ParamsError(f"params.yaml: splits.train, .val and .test must be shares that sum to 1, got {shares}")
+    if min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6: raise ParamsError(f"params.yaml: split.train, .val and .test must be shares that sum to 1, got {shares}")
     for name in p.held_out:
         if name not in methods:
             near = get_close_matches(name, methods, n=1, cutoff=0)
-            raise ParamsError(f"params.yaml: splits.held_out: no corpus has a method `{name}`" + (f"; did you mean `{near[0]}`?" if near else ""))
+            raise ParamsError(f"params.yaml: split.held_out: no corpus has a method `{name}`" + (f"; did you mean `{near[0]}`?" if near else ""))
 
 # %% ../../nbs/32_data.splits.ipynb #fb87a720
 def tied(
@@ -91,7 +91,7 @@ def split_people(
     free = people - fixed.keys()
     ties = [(s, t) for s,ts in zip(who.source, who.targets) for t in ts if s in free and t in free] if p.strict else []
     groups = tied(free, ties)
-    if groups and max(map(len, groups)) > len(free)/4: groups = [[name] for name in sorted(free)]  # too entangled to part: fakes across splits are left out instead
+    if groups and max(map(len, groups)) > max(2, len(free)/4): groups = [[name] for name in sorted(free)]  # too entangled to part: fakes across splits are left out instead
     return {**fixed, **place(groups, dict(train=p.train, val=p.val, test=p.test), (seed, "split", df.corpus.iloc[0]))}
 
 # %% ../../nbs/32_data.splits.ipynb #204807f6
@@ -99,7 +99,7 @@ NO_SPLIT = ("not_listed", "label_conflict", "unsafe_path")  # statuses of rows o
 
 def make_splits(
     df:pd.DataFrame,  # a manifest from `read_corpora`: `split` is empty or official
-    p:SplitParams,    # section `splits`
+    p:SplitParams,    # section `split`
     seed:int,         # of the whole experiment
 )->pd.DataFrame:      # the manifest with every `split` filled
     "Fill the column `split`, so that nobody's recordings are in two splits. Raises `ValueError` if an official split breaks that."

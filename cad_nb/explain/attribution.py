@@ -96,9 +96,11 @@ def baselines_of(
 # %% ../../nbs/70_explain.attribution.ipynb #d1a765eb
 @dataclass(frozen=True)
 class AttributeParams:
-    "How clips are explained."
+    "Section `attribute` of params.yaml: how clips are explained."
+    variant:str              # which trained variant is explained
+    clips_per_method:int     # test clips of each method that are explained
     method:str               # integrated_gradients, gradient_shap or occlusion
-    n_steps:int              # points on the path from the baseline to the clip; 32
+    n_steps:int              # points on the path from the baseline to the clip; 64
     internal_batch_size:int  # clips or points on the path in memory at once; 16
     face_baseline:str        # blurred, mean or zeros
     mouth_baseline:str       # still, blurred, mean or zeros
@@ -108,7 +110,7 @@ class AttributeParams:
 # %% ../../nbs/70_explain.attribution.ipynb #4a8d81bd
 class Attribution(NamedTuple):
     "Where the logit of each clip comes from."
-    values:tuple           # of tensors of the inputs' shapes, in logits
+    values:tuple           # of tensors of the inputs' shapes, in logits; nan for a clip whose logit the model does not give
     logit:Tensor           # (B,) of the clip
     logit_baseline:Tensor  # (B,) of the clip that shows nothing
     delta:Tensor           # (B,) sum of all values, minus (logit - logit_baseline): 0 is complete
@@ -196,7 +198,7 @@ def attribute(
     forward:Callable,             # (*inputs, *args) -> (B,) logit, e.g. from `head_forward`
     inputs:tuple,                 # of float tensors (B, ...): face, mouth, spec, or some of them
     baselines:tuple,              # of tensors of the same shapes, e.g. from `baselines_of`
-    n_steps:int=32,               # points on the path (ignored by occlusion)
+    n_steps:int=64,               # points on the path (ignored by occlusion)
     internal_batch_size:int=16,   # largest batch the model sees
     method:str="integrated_gradients",  # a name from `METHODS`
     args:tuple=(),                # tensors (B, ...) that go to `forward` after the inputs and get no attribution, e.g. has_video, has_audio
@@ -206,22 +208,25 @@ def attribute(
     if method not in METHODS: raise ValueError(f"method must be one of {sorted(METHODS)}, got {method!r}")
     for x, b in zip(inputs, baselines, strict=True):
         if x.shape != b.shape: raise ValueError(f"a baseline of shape {tuple(b.shape)} for an input of shape {tuple(x.shape)}")
+    asked = lambda *x: forward(*x) + sum(t[:0].sum() for t in x[:len(inputs)])     # + 0, but an input that the model ignores gets 0 and not an error
     values, ends = [], []
     for k in range(0, len(inputs[0]), internal_batch_size):
         x, b, more = (tuple(t[k:k + internal_batch_size] for t in ts) for ts in (inputs, baselines, args))
-        values.append([v.detach() for v in METHODS[method](forward, x, b, more, n_steps, internal_batch_size, seed + k)])
+        values.append([v.detach() for v in METHODS[method](asked, x, b, more, n_steps, internal_batch_size, seed + k)])
         with torch.no_grad(): ends.append(torch.stack([forward(*x, *more), forward(*b, *more)]))
-    values, (logit, start) = tuple(torch.cat(v) for v in zip(*values)), torch.cat(ends, 1)
+    logit, start = torch.cat(ends, 1)
+    silent = ~(logit - start).isfinite()                               # the model does not give this logit for this clip
+    values = tuple(v.masked_fill(silent.view(-1, *[1] * (v.ndim - 1)), torch.nan) for v in map(torch.cat, zip(*values)))
     return Attribution(values, logit, start, sum(v.flatten(1).sum(1) for v in values) - (logit - start))
 
-# %% ../../nbs/70_explain.attribution.ipynb #9502925f
+# %% ../../nbs/70_explain.attribution.ipynb #0dd176ab
 def contributions(
     values:tuple,  # of tensors (B, ...), in logits
 )->Tensor:         # (B, n_inputs) signed sums, in logits: they add up to logit - logit_baseline
     "How far each input moved the logit, towards fake (positive) or real (negative)."
     return torch.stack([v.flatten(1).sum(1) for v in values], 1)
 
-# %% ../../nbs/70_explain.attribution.ipynb #7eed68d3
+# %% ../../nbs/70_explain.attribution.ipynb #e843126e
 def shares(
     values:tuple,  # of tensors (B, ...), in logits
 )->Tensor:         # (B, n_inputs) in 0..1, summing to 1; nan where nothing at all was attributed
@@ -229,7 +234,7 @@ def shares(
     moved = torch.stack([v.abs().flatten(1).sum(1) for v in values], 1)
     return moved / moved.sum(1, keepdim=True).where(moved.sum(1, keepdim=True) > 0, torch.nan)
 
-# %% ../../nbs/70_explain.attribution.ipynb #fcb15df4
+# %% ../../nbs/70_explain.attribution.ipynb #5c54fd81
 def heat_map(
     values:Tensor,      # (B, K, 3, P, P), (B, T, Q, Q) or (B, M, F), in logits
     sign:str="fake",    # "fake": evidence for fake only; "real": for real only; "both": signed
@@ -241,7 +246,7 @@ def heat_map(
     if sign not in ("fake", "real"): raise ValueError(f'sign must be "fake", "real" or "both", got {sign!r}')
     return (heat if sign == "fake" else -heat).clamp(min=0)
 
-# %% ../../nbs/70_explain.attribution.ipynb #61d7c155
+# %% ../../nbs/70_explain.attribution.ipynb #3a634642
 def profiles(
     values:Tensor,    # (B, K, 3, P, P), (B, T, Q, Q) or (B, M, F), in logits
 )->dict:              # "time" (B, K | T | F) signed sums, in logits; for a spectrogram also "band" (B, M)
@@ -249,7 +254,7 @@ def profiles(
     if values.ndim == 3: return dict(time=values.sum(1), band=values.sum(2))
     return dict(time=values.flatten(2).sum(2))
 
-# %% ../../nbs/70_explain.attribution.ipynb #c7af19bc
+# %% ../../nbs/70_explain.attribution.ipynb #ec596797
 def mask_in_crop(
     mask,               # (K, h, w) uint8 or float 0/1, over the whole frame at any resolution
     boxes,              # (K, 4) xyxy in pixels of the frame: the box each crop was cut by
@@ -265,7 +270,7 @@ def mask_in_crop(
     grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], -1)   # (K, P, P, 2)
     return (nn_f.grid_sample(mask, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0] >= .5).numpy()
 
-# %% ../../nbs/70_explain.attribution.ipynb #c745807f
+# %% ../../nbs/70_explain.attribution.ipynb #1b92018d
 def pointing_game(
     heat,                # (K, P, P) not negative
     mask,                # (K, P, P) bool, tampered
@@ -278,7 +283,7 @@ def pointing_game(
     hit = mask.reshape(len(mask), -1)[np.arange(len(mask)), peak].astype(float)
     return np.where(mask.any((1, 2)) & (heat.max((1, 2)) > 0), hit, np.nan)
 
-# %% ../../nbs/70_explain.attribution.ipynb #77402ec3
+# %% ../../nbs/70_explain.attribution.ipynb #09efe5e2
 def mask_iou(
     heat,          # (K, P, P) not negative
     mask,          # (K, P, P) bool, tampered
@@ -293,7 +298,7 @@ def mask_iou(
         out[k] = (hot & m).sum() / (hot | m).sum()
     return out
 
-# %% ../../nbs/70_explain.attribution.ipynb #336b080a
+# %% ../../nbs/70_explain.attribution.ipynb #9ed0ace3
 def inside(
     heat,        # (K, ...) not negative: a heat map, or a profile over time
     mask,        # (K, ...) bool, tampered
@@ -303,7 +308,7 @@ def inside(
     total = heat.sum(1)
     return np.where((mask.any(1)) & (total > 0), (heat * mask).sum(1) / np.where(total > 0, total, 1), np.nan)
 
-# %% ../../nbs/70_explain.attribution.ipynb #a40dec63
+# %% ../../nbs/70_explain.attribution.ipynb #36999c2c
 def localisation(
     heat,                # (K, P, P) not negative
     mask,                # (K, P, P) bool, tampered
@@ -313,7 +318,7 @@ def localisation(
     share = np.where(np.any(mask, (1, 2)), np.mean(mask, (1, 2)), np.nan)
     return dict(hit=pointing_game(heat, mask, tolerance_px), iou=mask_iou(heat, mask), inside=inside(heat, mask), chance_hit=share, chance_iou=share / (2 - share))
 
-# %% ../../nbs/70_explain.attribution.ipynb #8407943b
+# %% ../../nbs/70_explain.attribution.ipynb #d9ed4dcf
 def span_mask(
     span_s:tuple,       # (start, end) of the manipulation, in seconds from the start of the window
     n:int,              # T, F or K equally long steps that fill the window

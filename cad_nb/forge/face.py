@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['CANVAS', 'OVERSAMPLE', 'SKIN', 'HAIR', 'IRIS', 'STYLES', 'LOOKS', 'GAP', 'canvas', 'step', 'hat', 'bump', 'inside',
-           'grain', 'lay', 'Identity', 'identity', 'Scene', 'Look', 'drift', 'blinks', 'scene', 'outline', 'relief',
-           'paint_skin', 'paint_hairs', 'hair_shape', 'paint_hair', 'paint_body', 'Paint', 'paint', 'patch', 'column',
-           'draw_eyes', 'draw_glasses', 'Lips', 'lips', 'lower_jaw', 'mouth_inside', 'draw_mouth', 'on_canvas',
-           'turn_back', 'mesh', 'landmarks', 'paint_backdrop', 'expose', 'Take', 'illuminate', 'animate', 'render']
+           'grain', 'rgb', 'lay', 'Identity', 'identity', 'Scene', 'Look', 'drift', 'blinks', 'scene', 'outline',
+           'relief', 'paint_skin', 'paint_hairs', 'hair_shape', 'paint_hair', 'paint_body', 'slopes', 'defocus',
+           'Paint', 'paint', 'patch', 'column', 'draw_eyes', 'draw_glasses', 'Lips', 'lips', 'lower_jaw',
+           'mouth_inside', 'draw_mouth', 'on_canvas', 'turn_back', 'mesh', 'landmarks', 'paint_backdrop', 'expose',
+           'Take', 'illuminate', 'animate', 'render']
 
 # %% ../../nbs/21_forge.face.ipynb #f39c8461
 from dataclasses import dataclass
@@ -77,18 +78,24 @@ def grain(
     if max(shape) < n: return interpolate(lattice, (n, n), mode="bicubic", align_corners=False)[0,0]
     return interpolate(lattice, (n, n), mode="area")[0,0]
 
-# %% ../../nbs/21_forge.face.ipynb #d87ed6d7
+# %% ../../nbs/21_forge.face.ipynb #9fc85ffd
+def rgb(
+    colour,     # three numbers
+)->Tensor:      # (3, 1, 1) float32
+    "A colour, ready to be spread over a picture."
+    return torch.as_tensor(np.asarray(colour), dtype=torch.float32).view(3, 1, 1)
+
+# %% ../../nbs/21_forge.face.ipynb #491efbef
 def lay(
     under:Tensor,  # (..., C, H, W)
-    over,          # a colour of C numbers or a picture (..., C, H, W)
+    over,          # a colour of three numbers or a picture (..., C, H, W)
     cover:Tensor,  # (..., H, W) 0..1
 )->Tensor:         # (..., C, H, W)
     "Lay a colour or a picture over another where it covers it."
-    over = over if isinstance(over, Tensor) else torch.tensor(over, dtype=torch.float32)
-    if over.ndim == 1: over = over[:,None,None]
+    over = over if isinstance(over, Tensor) else rgb(over)
     return torch.lerp(under, over.expand_as(under), cover.unsqueeze(-3).expand_as(under))
 
-# %% ../../nbs/21_forge.face.ipynb #6665dccf
+# %% ../../nbs/21_forge.face.ipynb #14876a68
 @dataclass
 class Identity:
     seed:int            # draws freckles, pores and strands
@@ -120,13 +127,13 @@ class Identity:
     freckles:float      # 0..1
     age:float           # 0..1, depth of folds
 
-# %% ../../nbs/21_forge.face.ipynb #9c5b2552
+# %% ../../nbs/21_forge.face.ipynb #cb0f73aa
 SKIN = np.array([[.95,.79,.71], [.92,.73,.62], [.84,.64,.51], [.73,.53,.40], [.57,.40,.29], [.42,.28,.20]])**2   # light to dark, linear RGB
 HAIR = np.array([[.09,.08,.08], [.17,.12,.09], [.29,.19,.12], [.43,.29,.17], [.69,.54,.34], [.47,.22,.12], [.63,.62,.61]])**2
 IRIS = np.array([[.22,.14,.09], [.32,.20,.12], [.38,.33,.19], [.36,.45,.54], [.38,.47,.39], [.44,.48,.51]])**2
 STYLES = dict(men=("short", "short", "side", "side", "crop", "curly", "bald", "fringe"), women=("long", "long", "bob", "bob", "side", "bun", "curly", "fringe"))
 
-# %% ../../nbs/21_forge.face.ipynb #6f8ae409
+# %% ../../nbs/21_forge.face.ipynb #7fc8060d
 def identity(
     rng:np.random.Generator,
     sex:str|None=None,              # "men" or "women"; drawn if not given
@@ -140,15 +147,15 @@ def identity(
     hair = HAIR[6] if u() < .12 else HAIR[min(int(abs(n(0, 2. if fair else .5))), 5)]
     red = np.array([.58, .25, .24] if man else [.70, .22, .27])**2; k = u(.1, .4) if man else u(.2, .9)
     return Identity(
-        seed=int(rng.integers(2**31)), sex=sex, skin=tuple(skin), face_w=u(.94, 1.05), chin=u(1.30, 1.44) - .03*(not man), jaw=u(.35, 1.) if man else u(0., .6), cheek=u(.2, 1.),
+        seed=int(rng.integers(2**31)), sex=sex, skin=tuple(skin), face_w=u(.94, 1.05), chin=u(1.30, 1.44) - .03*(not man), jaw=u(.35, 1.) if man else u(0., .6), cheek=u(.4, 1.15),
         eye_x=u(.405, .46), eye_w=u(.20, .24), eye_h=u(.078, .105) + .008*(not man), tilt=n(.02, .025), iris=tuple(IRIS[rng.integers(0, 6 if fair else 2)]*u(.8, 1.2)),
         brow=(u(-.35, -.26), u(.045, .072) if man else u(.026, .046), u(0., .09), u(.7, 1.)), nose=(u(.80, 1.08) + .25*at*u(), u(.46, .56), u(.17, .27)),
-        mouth_y=u(.83, .91), mouth_w=u(.34, .42), lips=(u(.045, .08) + .03*at, u(.075, .11) + .03*at), lip_colour=tuple(skin*np.array([.86, .56, .57])*(1 - k) + k*red),
+        mouth_y=u(.84, .92), mouth_w=u(.34, .42), lips=(u(.045, .08) + .03*at, u(.075, .11) + .03*at), lip_colour=tuple(skin*np.array([.86, .56, .57])*(1 - k) + k*red),
         hair=str(rng.choice(STYLES[sex])), hair_colour=tuple(hair*u(.8, 1.25)), hairline=u(-1.02, -.84), volume=u(.07, .20),
         beard=u(.3, 1.) if man and u() < .4 else 0., moustache=u(.4, 1.) if man and u() < .3 else 0., glasses=u(.012, .028) if u() < .18 else 0.,
-        makeup=0. if man else u(0, 1), freckles=u(.3, 1.) if u() < .2 else u(0, .15), age=u()**1.5)
+        makeup=0. if man else u(0, 1), freckles=u(.3, 1.) if fair and u() < .3 else u(0, .15), age=u()**1.5)
 
-# %% ../../nbs/21_forge.face.ipynb #e5fe75bb
+# %% ../../nbs/21_forge.face.ipynb #bb5ca2fb
 @dataclass
 class Scene:
     seed:int                 # draws the backdrop and the camera's noise
@@ -172,7 +179,7 @@ class Scene:
     noise:float              # standard deviation of the sensor's noise, in grey levels of 255
     blur:float               # softness of the lens, 0..1
 
-# %% ../../nbs/21_forge.face.ipynb #2b7c647a
+# %% ../../nbs/21_forge.face.ipynb #14325bc1
 @dataclass
 class Look:
     reach:float      # how far the head moves and turns; 1 is lively
@@ -183,15 +190,15 @@ class Look:
     cast:float       # how far the light's colour strays from white
     backdrops:tuple  # which backdrops occur
 
-# %% ../../nbs/21_forge.face.ipynb #792c5d53
+# %% ../../nbs/21_forge.face.ipynb #392eceee
 LOOKS = dict(
-    interview=Look(.8, (.262, .292), (.28, .52), (1., 3.), (0., .4), .04, ("plain", "room", "window", "bokeh")),
+    interview=Look(.8, (.262, .292), (.28, .52), (1., 3.), (0., .5), .04, ("plain", "room", "window", "bokeh")),
     webcam=Look(1.1, (.270, .302), (.22, .45), (2., 5.), (.2, .8), .07, ("room", "window", "plain")),
-    studio=Look(.5, (.258, .280), (.38, .55), (.6, 1.6), (0., .3), .02, ("plain", "curtain")),
-    stage=Look(1.3, (.255, .285), (.16, .35), (1.5, 4.), (.1, .6), .09, ("bokeh", "curtain", "room")),
+    studio=Look(.5, (.258, .280), (.38, .55), (.6, 1.6), (0., .4), .02, ("plain", "curtain")),
+    stage=Look(1.3, (.255, .285), (.16, .35), (1.5, 4.), (.1, .7), .09, ("bokeh", "curtain", "room")),
 )
 
-# %% ../../nbs/21_forge.face.ipynb #cfbe6526
+# %% ../../nbs/21_forge.face.ipynb #df5f71e5
 def drift(
     rng:np.random.Generator,
     T:int,                 # frames
@@ -202,7 +209,7 @@ def drift(
     hz = rng.uniform(slow_hz, fast_hz, 3); size = (slow_hz/hz)**.5; at = rng.uniform(0, 2*np.pi, 3)
     return (size[:,None]*np.sin(2*np.pi*hz[:,None]*np.arange(T)/FPS + at[:,None])).sum(0)/size.sum()*1.3
 
-# %% ../../nbs/21_forge.face.ipynb #0beba29b
+# %% ../../nbs/21_forge.face.ipynb #96e7df56
 def blinks(
     rng:np.random.Generator,
     T:int,               # frames
@@ -215,7 +222,7 @@ def blinks(
         at += (.4 + rng.exponential(each_s))*FPS
     return shut
 
-# %% ../../nbs/21_forge.face.ipynb #fe9c4b4d
+# %% ../../nbs/21_forge.face.ipynb #229475b2
 def scene(
     rng:np.random.Generator,
     T:int,                   # frames
@@ -233,7 +240,7 @@ def scene(
         tint=np.array([1 + warm, 1, 1 - warm]), backdrop=str(rng.choice(L.backdrops)), backdrop_rgb=np.stack([grey(.25, .8, .10), grey(.15, .8, .11)]),
         shirt=grey(.12, .85, .22), collar=str(rng.choice(["round", "shirt", "jacket"])), smile=n(.35, .35), noise=u(*L.noise), blur=u(*L.blur))
 
-# %% ../../nbs/21_forge.face.ipynb #59f997c6
+# %% ../../nbs/21_forge.face.ipynb #c1047022
 def outline(
     who:Identity,
     x:Tensor, y:Tensor,   # (1, n), (n, 1) head units
@@ -243,7 +250,7 @@ def outline(
     up, low = (y.clamp_max(0).abs()/(1.40 + more))**2.2, (y.clamp_min(0)/(who.chin + more))**(1.8 + .75*who.jaw)
     return (x.abs()/(who.face_w + more))**(2.15 + .3*who.jaw) + (up + low - 1)
 
-# %% ../../nbs/21_forge.face.ipynb #cbfd9c2d
+# %% ../../nbs/21_forge.face.ipynb #a86561eb
 def relief(
     who:Identity,
     x:Tensor, y:Tensor,  # (1, n), (n, 1) head units
@@ -251,15 +258,15 @@ def relief(
     "How far each point of the head stands out."
     (nw, ny, nh), b = who.nose, lambda *a: bump(x, y, *a)
     z = 1 - .50*(x.abs()/who.face_w)**2.5 - .40*(((y - .15)/1.5).abs())**2.4
-    profile = nh*(.35 + .65*step(y, -.1, ny))*step(y, -.30, ny - .02)*step(y, ny + .17, ny - .02)     # (n, 1) along the bridge
+    profile = nh*(.55 + .45*step(y, -.1, ny))*step(y, -.30, ny - .02)*step(y, ny + .17, ny - .02)     # (n, 1) along the bridge
     z = z + profile*torch.exp(-(x/(nw*(.085 + .06*step(y, .1, ny))))**2) + nh*.5*b(0, ny, .085*nw, .075)
-    z = z + .05*b(0, who.mouth_y, .34, .2) + .07*b(0, who.chin - .17, .2, .12) - .035*b(0, who.mouth_y + .21, .22, .05)
+    z = z + .09*b(0, who.mouth_y, .34, .2) + .07*b(0, who.chin - .17, .2, .12) - .035*b(0, who.mouth_y + .21, .22, .05)
     for s in (-1, 1):
         z = z + .5*nh*b(s*.15*nw, ny + .035, .055, .06) + .07*who.cheek*b(s*.56, .34, .22, .18)
         z = z - .14*b(s*who.eye_x, -.01, .23, .12) + .05*b(s*who.eye_x, 0, .14, .08) + .045*b(s*.4, who.brow[0] + .03, .26, .08)
     return z
 
-# %% ../../nbs/21_forge.face.ipynb #c8e9b61a
+# %% ../../nbs/21_forge.face.ipynb #33a314b0
 def paint_skin(
     who:Identity,
     x:Tensor, y:Tensor,        # (1, n), (n, 1) head units
@@ -268,20 +275,20 @@ def paint_skin(
     "Skin: blood under cheeks and nose, blotches, pores, freckles, nostrils, shadows in the folds."
     n, (nw, ny, _), b = x.shape[1], who.nose, lambda *a: bump(x, y, *a)
     both = lambda cx, cy, sx, sy: b(cx, cy, sx, sy) + b(-cx, cy, sx, sy)
-    c = torch.tensor(who.skin, dtype=torch.float32)[:,None,None]*(1 + .05*grain(rng, n, 7) + .035*grain(rng, n, 24) + .03*grain(rng, n, 90))
+    c = rgb(who.skin)*(1 + .05*grain(rng, n, 7) + .035*grain(rng, n, 24) + .03*grain(rng, n, 90))
     blood = .5*both(.55, .4, .22, .2) + .4*b(0, ny, .14, .12) + .2*b(0, who.chin - .1, .3, .15)
-    c = c*(1 - blood*torch.tensor([.0, .24, .20])[:,None,None])
+    c = c*(1 - blood*rgb([.0, .17, .15]))
     spots = .6*who.freckles*(grain(rng, n, 110) - 1.).clamp_(0, 1)*step(y.abs(), .8, .3)
-    c = c*(1 - spots*torch.tensor([.4, .7, .8])[:,None,None])
+    c = c*(1 - spots*rgb([.4, .7, .8]))
     folds = (.06 + .22*who.age)*hat((x.abs() - .22 - .42*(y - ny).clamp_min(0))/.035)*step(y, ny - .04, ny + .1)*step(y, who.mouth_y + .12, who.mouth_y - .12)
     folds = folds + .14*who.age*hat((y + .68 + .06*torch.cos(3*x))/.02)*step(x.abs(), .6, .3) + .10*b(0, who.mouth_y - .19, .035, .06)
-    eyes = (.05 + .13*who.age)*both(who.eye_x, .17, .17, .05) + .20*both(who.eye_x - .17, -.05, .07, .09)
+    eyes = (.05 + .13*who.age)*both(who.eye_x, .17, .17, .05) + .20*both(who.eye_x - .17, -.05, .07, .09) + .12*both(who.eye_x, -.06, .2, .10)
     eyes = eyes + .35*who.makeup*both(who.eye_x + .02, -.10, .17, .05)
     nose = .20*hat((y - ny - .135 + .35*x*x)/.035)*step(x.abs(), .24*nw, .12*nw) + .22*both(.225*nw, ny + .05, .022, .06)
     nostril = .85*both(.085*nw, ny + .105, .042, .022)
     return (c*(1 - (folds + eyes + nose).clamp_(0, .8))*(1 - nostril.clamp_(0, 1))).clamp_(.003, 1)
 
-# %% ../../nbs/21_forge.face.ipynb #0ac0499e
+# %% ../../nbs/21_forge.face.ipynb #b98dce59
 def paint_hairs(
     who:Identity,
     c:Tensor,                  # (3, n, n) skin
@@ -290,7 +297,7 @@ def paint_hairs(
 )->Tensor:                     # (3, n, n)
     "Brows, and stubble to full beard and moustache."
     n, (by, thick, arch, dark), my = x.shape[1], who.brow, who.mouth_y
-    hair, skin = (torch.tensor(v, dtype=torch.float32) for v in (who.hair_colour, who.skin))
+    hair, skin = rgb(who.hair_colour), rgb(who.skin)
     strands = grain(rng, n, (70, 120))
     jaw = torch.maximum(step(y, .45, .95)*step(x.abs(), .34, .56), step(y, my + .17, my + .30)*(1 + 0*x))
     lip = hat((y - my + .115 - .10*x.abs())/.075)*step(x.abs(), .47, .33)*(1 - .4*hat(x/.03))
@@ -300,7 +307,7 @@ def paint_hairs(
     brow = torch.exp(-((y - middle)/(thick*(1 - .35*e).clamp_min(.3))).abs()**3)*step(e.abs(), 1.1, .75)
     return lay(c, .55*hair + .02, (dark*brow*(.9 + .18*strands)).clamp_(0, 1))
 
-# %% ../../nbs/21_forge.face.ipynb #4a57670c
+# %% ../../nbs/21_forge.face.ipynb #101ed2c3
 def hair_shape(
     who:Identity,
     x:Tensor, y:Tensor,        # (1, n), (n, 1) head units
@@ -309,22 +316,23 @@ def hair_shape(
     "Where the hair lies: behind head and ears, and over forehead and temples."
     n, style, curly = x.shape[1], who.hair, who.hair == "curly"
     if style == "bald": return torch.zeros(n, n), torch.zeros(n, n)
-    v = {"crop": .02, "curly": who.volume + .12, "bun": .04}.get(style, who.volume)
+    v = {"crop": .02, "curly": who.volume + .06, "bun": .04}.get(style, who.volume)
     side, length = float(rng.choice([-1, 1])), {"bob": rng.uniform(.9, 1.3), "long": rng.uniform(1.7, 2.4)}.get(style, 0)
-    rough = (.14*grain(rng, n, 22) if curly else .03*grain(rng, n, (30, 90)) + .04*grain(rng, n, 9))*(.2 if v < .05 else 1)
-    outer = outline(who, x, y, v) + rough
-    if style == "bun": outer = torch.minimum(outer, ((x - .1*side)**2 + (y + 1.5)**2)/.15 - 1)
+    rough = (.11*grain(rng, n, 26) if curly else .03*grain(rng, n, (30, 90)) + .04*grain(rng, n, 9))*(.2 if v < .05 else 1)
+    outer = outline(who, x, y, v) + rough.clamp_(-.13, .2)
+    if style == "bun": outer = torch.minimum(outer, (x**2 + (y + 1.40)**2)/.075 - 1)
     e = x.abs()/who.face_w
     line = who.hairline + .015*grain(rng, n, 50) + (.72 + .15*(who.sex == "men"))*e**3.2
     if style == "side": line = line + .16*torch.sin(1.6*side*x + .8) - .05
     if style == "fringe": line = line + (.28 + .06*torch.sin(2.3*x*side + 1))*step(e, 1., .6) + .03*grain(rng, n, (2, 50))
     if length: line = line + .12*torch.sin(1.7*side*x) + 1.5*step(e, .74, .98)
-    front = inside(torch.maximum(outer, 2*(y - line)), 2.)*step(y, max(length, .1) + .2, max(length, .1) - .1)
-    if not length: return inside(outer, 2.)*step(y, .35, .05), front
+    top = step(y, -1.74, -1.70)   # what touched the canvas' edge would be drawn out beyond it
+    front = inside(torch.maximum(outer, 2*(y - line)), 2.)*step(y, max(length, .1) + .2, max(length, .1) - .1)*top
+    if not length: return inside(outer, 2.)*step(y, .35, .05)*top, front
     fall = torch.maximum(2*(x.abs() - who.face_w - .7*v - .03 - .10*step(y, 0, 1.2) + .6*rough), 1.5*(y - length - .06*grain(rng, n, (2, 24))))
-    return torch.maximum(inside(outer, 2.), inside(fall, 2.)*step(y, -.6, 0.)), front
+    return torch.maximum(inside(outer, 2.)*top, inside(fall, 2.)*step(y, -.6, 0.)), front
 
-# %% ../../nbs/21_forge.face.ipynb #e6109da3
+# %% ../../nbs/21_forge.face.ipynb #0c0e0562
 def paint_hair(
     who:Identity,
     x:Tensor, y:Tensor,        # (1, n), (n, 1) head units
@@ -334,10 +342,10 @@ def paint_hair(
     n, curly = x.shape[1], who.hair == "curly"
     strands = .5*grain(rng, n, (26, 26) if curly else (7, 110)) + .35*grain(rng, n, (60, 60) if curly else (16, 140))
     gloss = torch.exp(-((y + 1.0 + .3*x*x + .06*grain(rng, n, (2, 40)))/.2)**2)*(.6 + .5*strands).clamp_min_(0)
-    c = torch.tensor(who.hair_colour, dtype=torch.float32)[:,None,None]
+    c = rgb(who.hair_colour)
     return c*(((1 + (.5 - .35*float(c.mean()).__pow__(.5))*strands).clamp_(.3, 2.)*(.5 + .5*step(y, 1.8, -.6))) + .7*gloss) + .012*gloss
 
-# %% ../../nbs/21_forge.face.ipynb #eb346b8f
+# %% ../../nbs/21_forge.face.ipynb #4dc26761
 def paint_body(
     who:Identity,
     where:Scene,
@@ -346,19 +354,41 @@ def paint_body(
 )->tuple[Tensor, Tensor, Tensor]:  # (3, n, n) linear RGB, (n, n) coverage, (n, n) relief
     "Neck, shoulders and clothes."
     n, w = x.shape[1], (.64 if who.sex == "men" else .53) + .05*who.jaw
-    skin = torch.tensor(who.skin, dtype=torch.float32)[:,None,None]*(1 + .03*grain(rng, n, 20))
+    skin = rgb(who.skin)*(1 + .03*grain(rng, n, 20))
     skin = skin*(1 - .62*step(y, who.chin + .50, who.chin - .05)*step(x.abs(), w + .3, w - .3))
     top = 1.66 + .20*(x.abs() - .5).clamp_min(0)**1.2 + .10*step(x.abs(), .6, .2)
-    neck = (x.abs() - w - .22*step(y, 1.45, 1.8)**2) + 0*y
+    neck = (x.abs() - w - .12*step(y, 1.45, 1.8)**2) + 0*y
     opening = {"round": (x/.60)**2 + ((y - 1.68)/.20)**2 - 1, "shirt": x.abs()/.34 + (y - 1.6)/.5 - 1, "jacket": x.abs()/.40 + (y - 1.6)/.8 - 1}[where.collar]
     cloth = step(y - top, -.06, -.02)*(1 - inside(opening))
-    wear = torch.tensor(where.shirt, dtype=torch.float32)[:,None,None]*(1 + .06*grain(rng, n, 9) + .05*grain(rng, n, (130, 60)))
-    if where.collar == "jacket": wear = lay(.4*wear, torch.tensor([.55, .57, .60])[:,None,None]*(.5 + wear.mean()), inside(x.abs()/.55 + (y - 1.6)/1.2 - 1))
+    wear = rgb(where.shirt)*(1 + .06*grain(rng, n, 9) + .05*grain(rng, n, (130, 60)))
+    if where.collar == "jacket": wear = lay(.4*wear, rgb([.55, .57, .60])*(.5 + wear.mean()), inside(x.abs()/.55 + (y - 1.6)/1.2 - 1))
     wear = wear*(1 - .45*hat(opening/.18))
     z = torch.lerp(.8*(1 - (x/(w + .1))**2).clamp_min(-1) + 0*y, .5*(1 - (x/2.2)**2) - .5*(y - 2).clamp_max(0)**2, step(y, 1.55, 1.85) + 0*x)
     return lay(skin, wear, cloth), torch.maximum(inside(neck)*step(y, .6, .8), inside(top - y)), z
 
-# %% ../../nbs/21_forge.face.ipynb #2701da79
+# %% ../../nbs/21_forge.face.ipynb #b1ee2c12
+def slopes(
+    z:Tensor,        # (n, n) height, head units
+    px:float,        # size of a pixel in head units
+)->Tensor:           # (3, n, n) unit vectors
+    "The normals of a height map. Steep places are flattened, the undersides most: no light from above alone is as hard as that."
+    gy, gx = torch.gradient(z, spacing=px); gx, gy = gx.clamp_(-1.8, 1.8), gy.clamp_(-1.1, 1.8)
+    return torch.stack([-gx, -gy, torch.ones_like(gx)])*(1 + gx*gx + gy*gy).rsqrt_()
+
+# %% ../../nbs/21_forge.face.ipynb #f32833b8
+def defocus(
+    v:Tensor,        # (C, n, n)
+    amount:float,    # 0 sharp .. 1 a standard deviation of one pixel
+)->Tensor:           # (C, n, n)
+    "A soft lens: two passes of three taps along each axis. Real clips are not all sharp, so that softness alone does not give a fake away."
+    a = .25*min(amount, 1.)
+    if not a: return v
+    for dim in (1, 2, 1, 2):
+        n = v.shape[dim]; p = torch.cat([v.narrow(dim, 0, 1), v, v.narrow(dim, n - 1, 1)], dim)
+        v = p.narrow(dim, 0, n).add(p.narrow(dim, 2, n)).mul_(a).add_(v, alpha=1 - 2*a)
+    return v
+
+# %% ../../nbs/21_forge.face.ipynb #59b26d1b
 @dataclass
 class Paint:
     albedo:Tensor   # (3, n, n) linear RGB before light
@@ -368,33 +398,35 @@ class Paint:
     shine:Tensor    # (n, n) how much it glistens
     face:Tensor     # (n, n) 1 on the face from brows to chin, with a soft edge
 
-# %% ../../nbs/21_forge.face.ipynb #4443f0c2
+# %% ../../nbs/21_forge.face.ipynb #4c02a46a
 def paint(
     who:Identity,
     where:Scene,
     size:int,      # side of the frame in pixels
 )->Paint:
     "Everything about a person that does not move within the face."
-    x, y, px = canvas(size); n = x.shape[1]; rng = stream(who.seed, "paint"); skin0 = torch.tensor(who.skin, dtype=torch.float32)[:,None,None]
+    (x, y, px), rng = canvas(size), stream(who.seed, "paint")
     skin = paint_hairs(who, paint_skin(who, x, y, rng), x, y, rng)
-    hair, (back, front), (body, torso, body_z) = paint_hair(who, x, y, rng), hair_shape(who, x, y, rng), paint_body(who, where, x, y, rng)
-    f = outline(who, x, y); head = inside(f); ear_f = ((x.abs() - who.face_w + .01)/.13)**2 + ((y - .12)/.26)**2 - 1; ear = inside(ear_f)
-    c = torch.lerp(hair if who.hair != "bald" else skin0.expand(3, n, n), body, step(y, 1.0, 1.4))        # what lies under the soft edges
-    c = lay(c, .6*hair, back)
-    c = lay(c, body, torso*(1 - (back if who.hair in ("bob", "long") else 0)*step(x.abs(), .45, .65)))    # long hair falls in front of the shoulders
-    c = lay(c, skin0*torch.tensor([1., .88, .86])[:,None,None]*(1 - .45*hat((ear_f + .9)/.5)), ear*(1 - .9*back*(who.hair in ("bob", "long"))))
+    hair, (back, front) = paint_hair(who, x, y, rng), hair_shape(who, x, y, rng)
+    body, torso, body_z = paint_body(who, where, x, y, rng)
+    f, ear_f = outline(who, x, y), ((x.abs() - who.face_w + .01)/.13)**2 + ((y - .12)/.26)**2 - 1
+    head, ear, loose = inside(f), inside(ear_f), back*(who.hair in ("bob", "long"))         # loose hair falls over ears and shoulders
+    under = hair if who.hair != "bald" else rgb(who.skin).expand_as(hair)
+    c = lay(torch.lerp(under, body, step(y, 1.0, 1.4)), .6*hair, back)                      # the first shows through soft edges
+    c = lay(c, body, torso*(1 - loose*step(x.abs(), .45, .65)))
+    c = lay(c, rgb(who.skin)*rgb((1., .88, .86))*(1 - .45*hat((ear_f + .9)/.5)), ear*(1 - .9*loose))
     c = lay(c, skin*(1 - .25*step(f, -.25, 0.)), head)
-    shadow = interpolate(front[None,None,::4,::4], (n, n), mode="bilinear")[0,0].roll(2, 0)*head*(1 - front)
+    shadow = interpolate(front[None,None,::4,::4], front.shape, mode="bilinear")[0,0].roll(2, 0)*head*(1 - front)
     c = lay(c*(1 - .5*shadow), hair, front*(.75 if who.hair == "crop" else 1))
-    z = torch.lerp(torch.lerp(body_z, relief(who, x, y) + .45, head), (1.35 - .55*x*x - .4*y*y).clamp_min(-.5) + .03*grain(rng, n, (10, 90)), .9*front)
-    gy, gx = (g.clamp_(-1.8, 1.8) for g in torch.gradient(z, spacing=px))
-    normal = torch.stack([-gx, -gy, torch.ones_like(gx)])*(1 + gx*gx + gy*gy).rsqrt_()
+    dome = (1.35 - .55*x*x - .4*y*y).clamp_min(-.5) + .03*grain(rng, hair.shape[1], (10, 90))
+    z = torch.lerp(torch.lerp(body_z, relief(who, x, y) + .45, head), dome, .9*front)
     cover = torch.stack([head, ear, back, front, torso]).amax(0)
     face = step((x.abs()/(.80*who.face_w))**2.6 + ((y - .44)/(who.chin - .46)).abs()**2.6, 1.12, .80)
-    shine = head*(1 - front)*(1 - .8*who.beard*step(y, .6, .8))*(1 + .3*grain(rng, n, 90))
-    return Paint(c, cover, normal, (relief(who, x, y) - .1).clamp_min_(0)*step(f, .6, -.5), shine, face)
+    shine = head*(1 - front)*(1 - .8*who.beard*step(y, .6, .8))*(1 + .3*grain(rng, hair.shape[1], 90))
+    c, cover, normal = defocus(torch.cat([c, cover[None], slopes(z, px)]), where.blur*size/128).split((3, 1, 3))
+    return Paint(c, cover[0], normal, (relief(who, x, y) - .1).clamp_min_(0)*step(f, .6, -.5), shine, face)
 
-# %% ../../nbs/21_forge.face.ipynb #cf1b89d0
+# %% ../../nbs/21_forge.face.ipynb #6fe9d0e1
 def patch(
     x:Tensor, y:Tensor,                                # (1, n), (n, 1) head units
     left:float, right:float, top:float, bottom:float,  # head units
@@ -403,14 +435,14 @@ def patch(
     at = lambda v, axis: int(((axis.flatten() < v).sum()))
     return slice(at(top, y), at(bottom, y)), slice(at(left, x), at(right, x))
 
-# %% ../../nbs/21_forge.face.ipynb #0dc3631b
+# %% ../../nbs/21_forge.face.ipynb #363be9ab
 def column(
     v,             # (T,) numbers
 )->Tensor:         # (T, 1, 1) float32
     "One number per frame, ready to be spread over a picture."
     return torch.as_tensor(np.asarray(v), dtype=torch.float32).view(-1, 1, 1)
 
-# %% ../../nbs/21_forge.face.ipynb #2e509538
+# %% ../../nbs/21_forge.face.ipynb #74262ee6
 def draw_eyes(
     who:Identity,
     where:Scene,
@@ -427,7 +459,7 @@ def draw_eyes(
     gx, gy = x - s*who.eye_x - .045*column(where.gaze[:,0]), y - .02*column(where.gaze[:,1]) + .008
     r = (gx*gx + gy*gy).sqrt_()                                                 # (T, h, w) from the middle of the iris
     iris, pupil = edge(.100 - r), edge(.042 - r)
-    eye = (torch.tensor([.66, .63, .61])[:,None,None]*(1 - .45*e.abs().clamp(0, 1)**2)).unsqueeze(0).expand(T, 3, len(y), x.shape[1])
+    eye = (rgb([.66, .63, .61])*(1 - .45*e.abs().clamp(0, 1)**2)).unsqueeze(0).expand(T, 3, len(y), x.shape[1])
     eye = lay(eye, who.iris, iris*(1 - .4*step(r, .05, .1)))
     eye = lay(eye, (.012, .01, .01), torch.maximum(pupil, .7*iris*step(r, .080, .1)))
     glint = hat(((gx - .03 - .02*float(where.light[0]))**2 + (gy + .04)**2).sqrt_()/.019)*edge(.106 - r)
@@ -436,7 +468,7 @@ def draw_eyes(
     lash = hat((y - upper + .006)/(.020 + .008*who.makeup))*ends*(.60 + .3*who.makeup) + .30*hat((y - lower)/.015)*ends
     return lay(lay(lid, eye, ball), (.025, .018, .015), lash.clamp_(0, 1))
 
-# %% ../../nbs/21_forge.face.ipynb #096cf140
+# %% ../../nbs/21_forge.face.ipynb #b3df7f13
 def draw_glasses(
     who:Identity,
     c:Tensor,            # (T, 3, h, w) albedo
@@ -450,10 +482,10 @@ def draw_glasses(
     rims = torch.stack([line((f - 1)*.26), line(y + .04 + .25*x*x)*step(x.abs(), .15, .13), line(y + .03 + 0*x)*step(x.abs(), .70, .74)]).amax(0)
     return lay(lay(c, (.8, .85, .9), .06*step(f, 1., .9)), (tone, .8*tone, .7*tone), .92*rims)
 
-# %% ../../nbs/21_forge.face.ipynb #10884826
+# %% ../../nbs/21_forge.face.ipynb #27279fb2
 GAP = .40  # head units between the inner edges of the lips when `open` is 1
 
-# %% ../../nbs/21_forge.face.ipynb #9855578a
+# %% ../../nbs/21_forge.face.ipynb #012030bf
 @dataclass
 class Lips:
     half:Tensor     # (T, 1, 1) half width of the mouth
@@ -463,7 +495,7 @@ class Lips:
     below:Tensor    # (T, 1, w) y of the lower lip's lower edge
     jaw:Tensor      # (T, 1, 1) how far the jaw has dropped
 
-# %% ../../nbs/21_forge.face.ipynb #2081ded3
+# %% ../../nbs/21_forge.face.ipynb #aaddf329
 def lips(
     who:Identity,
     where:Scene,
@@ -480,7 +512,7 @@ def lips(
     bow = (1 - e.abs())**.75*(1 - .22*torch.exp(-(e/.16)**2)) + .12*arch
     return Lips(half, top - 1.05*full*who.lips[0]*bow, top, bottom, bottom + full*who.lips[1]*arch**.75, .62*GAP*opened)
 
-# %% ../../nbs/21_forge.face.ipynb #ac8da831
+# %% ../../nbs/21_forge.face.ipynb #ce076f90
 def lower_jaw(
     tex:Tensor,     # (T, C, h, w)
     y:Tensor,       # (h, 1) head units
@@ -489,12 +521,12 @@ def lower_jaw(
 )->Tensor:          # (T, C, h, w)
     "Pull the chin down with the jaw. Cheeks and neck take up the movement."
     T, h = len(tex), len(y); at = y[:,0]
-    drop = jaw[:,0]*(step(at, who.mouth_y - .40, who.mouth_y + .28)*step(at, who.chin + .60, who.chin))     # (T, h)
+    drop = jaw[:,0]*(step(at, who.mouth_y - .20, who.mouth_y + .24)*step(at, who.chin + .60, who.chin))     # (T, h)
     row = (torch.arange(h) - drop/float(y[1] - y[0])).clamp_(0, h - 1.001); lo = row.long(); k = (row - lo)[:,:,None,None]
     rows, t = tex.transpose(1, 2), torch.arange(T)[:,None]
     return torch.lerp(rows[t,lo], rows[t,lo + 1], k.expand(T, h, *rows.shape[2:])).transpose(1, 2)
 
-# %% ../../nbs/21_forge.face.ipynb #63f5f78c
+# %% ../../nbs/21_forge.face.ipynb #1d9ea9b0
 def mouth_inside(
     who:Identity,
     m:Lips,
@@ -506,16 +538,16 @@ def mouth_inside(
     "The dark behind the lips, the tongue, and teeth: the upper row stays with the skull, the lower row moves with the jaw."
     edge = lambda d: (d/aa + .5).clamp_(0, 1)
     deep = ((y - m.top)/(m.bottom - m.top + 1e-3)).clamp_(0, 1)                                     # (T, h, w)
-    c = torch.tensor([.035, .012, .010])[:,None,None]*(1 + deep).unsqueeze(1)
+    c = rgb([.020, .007, .006])*(1 + deep).unsqueeze(1)
     tongue = edge(.2*(1 - (x/(.62*m.half))**2 - ((y - m.bottom - .01)/(.20*GAP + .16*GAP*opened))**2))*.85*step(opened, .12, .45)
-    c = torch.lerp(c, (torch.tensor([.26, .075, .075])[:,None,None]*light).expand_as(c), tongue.unsqueeze(1).expand_as(c))
+    c = torch.lerp(c, (rgb([.26, .075, .075])*light).expand_as(c), tongue.unsqueeze(1).expand_as(c))
     gums = 1 - .22*hat((torch.remainder(x + .045, .09) - .045)/.012)                                # the lines between teeth
-    enamel = torch.tensor([.62, .58, .50])[:,None,None]*light*(gums*(1 - .55*(x/.32)**2).clamp_min(.1)*(.35 + .65*step(y - m.top, -.01, .05))).unsqueeze(1)
+    enamel = rgb([.62, .58, .50])*light*(gums*(1 - .55*(x/.32)**2).clamp_min(.1)*(.35 + .65*step(y - m.top, -.01, .05))).unsqueeze(1)
     upper = edge(who.mouth_y + .052 - .04*(x/.3)**2 - .03*opened - y)*edge(.30 - x.abs())*(.92 - .1*opened)
     lower = edge(y - m.bottom + .045)*edge(.22 - x.abs())*step(opened, .25, .6)*.5
     return torch.lerp(c, enamel, torch.maximum(upper, lower).unsqueeze(1).expand_as(c))
 
-# %% ../../nbs/21_forge.face.ipynb #63f00b5d
+# %% ../../nbs/21_forge.face.ipynb #322e887b
 def draw_mouth(
     who:Identity,
     where:Scene,
@@ -532,20 +564,20 @@ def draw_mouth(
     lower = ((y - m.bottom)/(m.below - m.bottom + 1e-3)).clamp_(0, 1)
     tone = torch.where(y < .6*m.top + .4*m.bottom, .78, 1.04 - .28*lower*lower)
     gloss = .07*hat((y - .65*m.bottom - .35*m.below)/.025)*(1 - e*e)
-    lip = (torch.tensor(who.lip_colour, dtype=torch.float32)[:,None,None]*tone.unsqueeze(1) + gloss.unsqueeze(1))*light
+    lip = (rgb(who.lip_colour)*tone.unsqueeze(1) + gloss.unsqueeze(1))*light
     out = torch.lerp(out, lip, (.92*whole).unsqueeze(1).expand_as(out))
     seam = .72*hat((y - .5*(m.top + m.bottom))/.018)*edge(m.half + .02 - x.abs())*step(opened, .14, .04)
     out = torch.lerp(out*(1 - seam).unsqueeze(1), mouth_inside(who, m, opened, light, x, y, aa), gap.unsqueeze(1).expand_as(out))
     return out
 
-# %% ../../nbs/21_forge.face.ipynb #3ca53d2f
+# %% ../../nbs/21_forge.face.ipynb #45be9932
 def on_canvas(
     u:Tensor,      # (..., 2) x, y in head units
 )->Tensor:         # (..., 2) -1..1, as `grid_sample` wants it
     "Head units as canvas coordinates."
     return (u - torch.tensor([CANVAS[0], CANVAS[2]]))*(2/(CANVAS[1] - CANVAS[0])) - 1
 
-# %% ../../nbs/21_forge.face.ipynb #87448eb0
+# %% ../../nbs/21_forge.face.ipynb #dd2e83da
 def turn_back(
     where:Scene,
     q:Tensor,          # (T, h, w, 2) head units, as the camera sees them
@@ -559,7 +591,7 @@ def turn_back(
         u = q - angle*d
     return u
 
-# %% ../../nbs/21_forge.face.ipynb #3cfd8617
+# %% ../../nbs/21_forge.face.ipynb #fd52e2ee
 def mesh(
     where:Scene,
     depth:Tensor,      # (n, n) `Paint.depth`
@@ -575,7 +607,7 @@ def mesh(
     u = torch.lerp(turn_back(where, q, depth), body, step(q[...,1:] - .12*q[...,:1]**2, 1.15, 2.0))
     return interpolate(on_canvas(u).permute(0, 3, 1, 2), (size, size), mode="bilinear", align_corners=True).permute(0, 2, 3, 1)
 
-# %% ../../nbs/21_forge.face.ipynb #63c69c3b
+# %% ../../nbs/21_forge.face.ipynb #a9d3327f
 def landmarks(
     who:Identity,
     where:Scene,
@@ -593,13 +625,13 @@ def landmarks(
     q = np.stack([c*q[...,0] - r*q[...,1], r*q[...,0] + c*q[...,1]], -1)
     return ((where.centre[:,None] + where.scale[:,None,None]*q)*size - .5).astype(np.float32)
 
-# %% ../../nbs/21_forge.face.ipynb #13427db4
+# %% ../../nbs/21_forge.face.ipynb #d943f274
 def paint_backdrop(
     where:Scene,
     size:int,      # side of the frame in pixels
 )->Tensor:         # (3, size, size) linear RGB
     "A room out of focus."
-    rng = stream(where.seed, "backdrop"); u = rng.uniform; a, b = (torch.tensor(v, dtype=torch.float32)[:,None,None] for v in where.backdrop_rgb)
+    rng = stream(where.seed, "backdrop"); u = rng.uniform; a, b = map(rgb, where.backdrop_rgb)
     at = (torch.arange(size) + .5)/size; x, y = at[None], at[:,None]
     box = lambda cx, cy, w, h, s: step((x - cx).abs(), w + s, w - s)*step((y - cy).abs(), h + s, h - s)
     c = a*(1 + .6*u(-1, 1)*(x - .5) + .6*u(-1, 1)*(y - .5) + .05*grain(rng, size, 5) + .02*grain(rng, size, 30))
@@ -613,11 +645,11 @@ def paint_backdrop(
     if where.backdrop == "bokeh":
         c, hue = .3*c, u(.3, 1, 3)
         for _ in range(int(rng.integers(6, 18))):
-            r, tint = u(.02, .08), torch.tensor((hue + rng.normal(0, .12, 3)).clip(.2, 1)**2*u(.05, .5), dtype=torch.float32)
-            c = c + step(((x - u())**2 + (y - u())**2).sqrt(), r*1.35, r*.75)*tint[:,None,None]
+            r, tint = u(.02, .08), rgb((hue + rng.normal(0, .12, 3)).clip(.2, 1)**2*u(.05, .5))
+            c = c + step(((x - u())**2 + (y - u())**2).sqrt(), r*1.35, r*.75)*tint
     return c.clamp_(.002, 1)
 
-# %% ../../nbs/21_forge.face.ipynb #ce2a058d
+# %% ../../nbs/21_forge.face.ipynb #a6f33398
 def expose(
     light:Tensor,               # (T, 3, H, W) linear, is overwritten
     noise:float,                # standard deviation in grey levels of 255
@@ -630,7 +662,7 @@ def expose(
     for frame, (i, j) in zip(out, rng.integers(0, 49, (T, 2))): frame += field[:,i:i + H,j:j + W]
     return out.clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
-# %% ../../nbs/21_forge.face.ipynb #7d20f67c
+# %% ../../nbs/21_forge.face.ipynb #fface37a
 @dataclass
 class Take:
     frames:np.ndarray   # (T, size, size, 3) uint8 RGB
@@ -643,7 +675,7 @@ class Take:
     def face_mask(self)->np.ndarray: # (T, size, size) float32, 1 on the face from brows to chin; worked out when asked for
         return grid_sample(self.face.expand(len(self.warp), 1, -1, -1), self.warp, align_corners=False)[:,0].numpy()
 
-# %% ../../nbs/21_forge.face.ipynb #775fedea
+# %% ../../nbs/21_forge.face.ipynb #bb426ed7
 def illuminate(
     where:Scene,
     normal:Tensor,      # (3, n, n)
@@ -658,7 +690,7 @@ def illuminate(
     gloss = sum(float(h)*n for h, n in zip(half, normal)).clamp_min_(0)**22
     return lit, gloss*shine*(.10*where.key)
 
-# %% ../../nbs/21_forge.face.ipynb #d5577d03
+# %% ../../nbs/21_forge.face.ipynb #57c2c31f
 def animate(
     who:Identity,
     where:Scene,
@@ -668,7 +700,7 @@ def animate(
 )->Tensor:              # (T, 4, n, n) linear RGB and coverage
     "The lit canvas of every frame, with moving eyes, jaw and mouth."
     (x, y, px), n, T = canvas(size), p.cover.shape[0], len(mouth)
-    tint = torch.tensor(where.tint, dtype=torch.float32)[:,None,None]
+    tint = rgb(where.tint)
     lit, gloss = illuminate(where, p.normal, p.shine)
     tex = torch.empty(T, 4, n, n); tex[:,3] = p.cover
     torch.addcmul(gloss, p.albedo*tint, lit.unsqueeze(1), out=tex[:,:3])
@@ -683,7 +715,7 @@ def animate(
     tex[:,:3,r,c] = draw_mouth(who, where, mouth, tex[:,:3,r,c], light, x[:,c], y[r])
     return tex
 
-# %% ../../nbs/21_forge.face.ipynb #3a7e5458
+# %% ../../nbs/21_forge.face.ipynb #b1d8cda7
 def render(
     who:Identity,
     where:Scene,
@@ -695,7 +727,7 @@ def render(
     mouth = torch.as_tensor(np.asarray(mouth), dtype=torch.float32).clamp(0, 1)
     p = paint(who, where, size); warp = mesh(where, p.depth, size)
     out = grid_sample(animate(who, where, mouth, p, size), warp, align_corners=False, padding_mode="border")   # (T, 4, size, size)
-    tint = torch.tensor(where.tint, dtype=torch.float32)[:,None,None]
+    tint = rgb(where.tint)
     back = paint_backdrop(where, size)*tint*(where.ambient + .5*where.key)
     frames = expose(torch.lerp(back, out[:,:3], out[:,3:]), where.noise, stream(where.seed, "noise"))
     points, unit = landmarks(who, where, mouth, p.depth, size), (where.scale*size)[:,None]

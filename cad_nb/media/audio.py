@@ -82,14 +82,15 @@ def decoded(
     while True:
         try: packet = next(packets, None)
         except av.FFmpegError: tally.broke, packet = True, None
-        try: frames = stream.codec_context.decode(packet if packet and packet.size else None)
+        if packet and not packet.size: continue
+        try: frames = stream.codec_context.decode(packet)  # None: what the decoder still holds
         except av.EOFError: frames = []
         except av.FFmpegError: tally.n_bad, frames = tally.n_bad+1, []
         for frame in frames:
             if frame.time_base is None: frame.time_base = stream.time_base  # PyAV leaves it out of the last frames
             tally.n_frames += 1; tally.n_corrupt += frame.is_corrupt
             yield frame
-        if packet is None or not packet.size: return
+        if packet is None: return
 
 # %% ../../nbs/10_media.audio.ipynb #7c8359ae
 def mono(
@@ -164,6 +165,6 @@ def decode_audio(
             end_s = time_s + frame.samples/rate
             if end_s > zero_s: blocks.append((time_s, mono(frame)))
         if start_s is None: raise MediaError("decode_error", f"the sound of {Path(path).name} cannot be decoded")
-        samples = resample(join(blocks, rate, zero_s), rate)
+        samples = resample(join(blocks, rate, zero_s), rate).clip(-1, 1)  # the filter may overshoot
         if stop_s < math.inf: samples = samples[:round(stop_s*SAMPLE_RATE)]
         return Sound(samples, start_s - zero_s, rate, stream.codec_context.channels, stream.codec_context.name, tally)

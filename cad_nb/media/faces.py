@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CROP_SCALE', 'MEAN_POINTS', 'MOST_PROPOSALS', 'RELEASE', 'WEIGHTS', 'WINDOW', 'WINDOW_STEP', 'SCALE_STEP', 'Faces',
            'faces_of', 'overlap', 'best_of', 'block', 'PNet', 'Refiner', 'mtcnn_nets', 'digest', 'released_weights',
-           'converted_weights', 'cache_dir', 'mtcnn_weights', 'halvings', 'patches', 'square', 'propose', 'to_unit',
-           'logit_of', 'refine', 'Mtcnn', 'YuNet', 'Boxes', 'WholePicture', 'detector']
+           'converted_weights', 'cache_dir', 'mtcnn_weights', 'halvings', 'patches', 'square', 'to_unit', 'logit_of',
+           'propose', 'refine', 'Mtcnn', 'YuNet', 'Boxes', 'WholePicture', 'detector']
 
 # %% ../../nbs/12_media.faces.ipynb #aeb547b9
 import csv
@@ -175,6 +175,7 @@ def cache_dir()->Path:  # may not exist yet
     "Where this user's derived files live: `$XDG_CACHE_HOME/cad_nb`, else `~/.cache/cad_nb`."
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"cad_nb"
 
+# %% ../../nbs/12_media.faces.ipynb #0e777f6c
 def mtcnn_weights()->dict:  # name to float32 tensor
     "The detector's weights, from the cache if they are there and unchanged, else from the package."
     from safetensors.torch import load_file, save_file
@@ -189,7 +190,7 @@ def mtcnn_weights()->dict:  # name to float32 tensor
     except OSError: pass  # a read-only home costs half a second at each start, no more
     return state
 
-# %% ../../nbs/12_media.faces.ipynb #1824de74
+# %% ../../nbs/12_media.faces.ipynb #af072f0f
 def halvings(
     x:Tensor,       # (B, 3, H, W)
     least:int=24,   # px: no side gets shorter
@@ -199,7 +200,7 @@ def halvings(
     while min(levels[-1].shape[-2:]) >= 2*least: levels.append(F.avg_pool2d(levels[-1], 2))
     return levels
 
-# %% ../../nbs/12_media.faces.ipynb #813ad473
+# %% ../../nbs/12_media.faces.ipynb #30d7dfdc
 def patches(
     levels:list,        # of (B, 3, h, w), from `halvings`
     boxes:np.ndarray,   # (N, 4) squares in px of the first level
@@ -220,7 +221,7 @@ def patches(
         out[torch.from_numpy(idx)] = cut.reshape(3, -1, size, size).transpose(0, 1)
     return out.contiguous(memory_format=torch.channels_last)
 
-# %% ../../nbs/12_media.faces.ipynb #b157f182
+# %% ../../nbs/12_media.faces.ipynb #331111cc
 WINDOW, WINDOW_STEP, SCALE_STEP = 12, 2, 0.709  # px, px, ratio of one scale to the next: those of the paper
 
 def square(
@@ -230,7 +231,21 @@ def square(
     centre, half = (boxes[:,:2] + boxes[:,2:])/2, (boxes[:,2:] - boxes[:,:2]).max(1, keepdims=True)/2
     return np.concatenate([centre - half, centre + half], 1)
 
-# %% ../../nbs/12_media.faces.ipynb #206e13c1
+# %% ../../nbs/12_media.faces.ipynb #dfabed4e
+def to_unit(
+    pics:Tensor,  # (B, 3, H, W) uint8
+)->Tensor:        # (B, 3, H, W) float32 in -1..1, channels last in memory
+    "Pixels as the networks were trained on them."
+    return ((pics.float() - 127.5)/128).contiguous(memory_format=torch.channels_last)
+
+# %% ../../nbs/12_media.faces.ipynb #f1b25075
+def logit_of(
+    p:float,  # probability in 0..1, both excluded
+)->float:
+    "The logit of a probability."
+    return math.log(p/(1 - p))
+
+# %% ../../nbs/12_media.faces.ipynb #451b91c3
 def propose(
     pnet:nn.Module,     # the first network
     pics:Tensor,        # (B, 3, H, W) uint8, channels last in memory
@@ -253,19 +268,7 @@ def propose(
     kept = best_of(boxes, logit, pic, .7)
     return square(boxes[kept]), pic[kept]
 
-def to_unit(
-    pics:Tensor,  # (B, 3, H, W) uint8
-)->Tensor:        # (B, 3, H, W) float32 in -1..1, channels last in memory
-    "Pixels as the networks were trained on them."
-    return ((pics.float() - 127.5)/128).contiguous(memory_format=torch.channels_last)
-
-def logit_of(
-    p:float,  # probability in 0..1, both excluded
-)->float:
-    "The logit of a probability."
-    return math.log(p/(1 - p))
-
-# %% ../../nbs/12_media.faces.ipynb #a4b16779
+# %% ../../nbs/12_media.faces.ipynb #ab3dce4d
 def refine(
     net:nn.Module,      # the second or third network
     levels:list,        # of (B, 3, h, w), from `halvings`
@@ -283,7 +286,7 @@ def refine(
     kept = sure[best_of(boxes[sure], score[sure], pic[sure], .7, of_smaller)]
     return boxes[kept], pic[kept], score[kept], None if points is None else points[kept]
 
-# %% ../../nbs/12_media.faces.ipynb #75202c86
+# %% ../../nbs/12_media.faces.ipynb #9d2f6676
 class Mtcnn:
     "The default detector: three small networks, on the CPU, in batches."
     name = "mtcnn"
@@ -297,8 +300,12 @@ class Mtcnn:
         self.nets.load_state_dict(mtcnn_weights()); self.nets.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.fingerprint = hash_of(["mtcnn", WEIGHTS, min_face_px, long_side_px, self.least])
 
-    def detect(self, frames, path=None, ticks=None)->list:
-        "The faces of (B, H, W, 3) uint8 pictures: a list of `Faces`. The file and the ticks do not matter here."
+    def detect(self,
+        frames:np.ndarray, # (B, H, W, 3) uint8 RGB
+        path=None,         # the file that they are from: does not matter here
+        ticks=None,        # (B,) their ticks: do not matter here
+    )->list:               # of B `Faces`
+        "The faces of each picture."
         return [faces for at in range(0, len(frames), self.batch) for faces in self.detect_batch(frames[at:at+self.batch])]
 
     @torch.inference_mode()
@@ -315,7 +322,7 @@ class Mtcnn:
         grow = np.array([w/pics.shape[-1], h/pics.shape[-2]], np.float32)
         return [faces_of(boxes[pic == i]*np.tile(grow, 2), score[pic == i], points[pic == i]*grow) for i in range(len(frames))]
 
-# %% ../../nbs/12_media.faces.ipynb #55fb7ea1
+# %% ../../nbs/12_media.faces.ipynb #a7912afd
 class YuNet:
     "OpenCV's YuNet; needs `opencv-python-headless` and the onnx file. Raises `ImportError` or `FileNotFoundError` saying so."
     name = "yunet"
@@ -333,8 +340,12 @@ class YuNet:
         self.net = cv2.FaceDetectorYN.create(str(path), "", (320, 320), least)
         self.fingerprint = hash_of(["yunet", hash_of(Path(path)), min_face_px, long_side_px, least])
 
-    def detect(self, frames, path=None, ticks=None)->list:
-        "The faces of (B, H, W, 3) uint8 pictures: a list of `Faces`."
+    def detect(self,
+        frames:np.ndarray, # (B, H, W, 3) uint8 RGB
+        path=None,         # does not matter here
+        ticks=None,        # do not matter here
+    )->list:               # of B `Faces`
+        "The faces of each picture."
         h, w = frames.shape[1:3]
         ratio, out = min(1., self.long_side_px/max(h, w)), []
         size = max(1, round(w*ratio)), max(1, round(h*ratio))
@@ -349,7 +360,7 @@ class YuNet:
             out.append(faces_of(np.concatenate([xy[:,0], xy[:,0]+xy[:,1]], 1), rows[:,14], xy[:,2:]))
         return out
 
-# %% ../../nbs/12_media.faces.ipynb #ed101145
+# %% ../../nbs/12_media.faces.ipynb #8ec57422
 class Boxes:
     "Faces from a csv with the columns `path,tick,x0,y0,x1,y1` (px) and perhaps `score` and `px0,py0 .. px4,py4`; `path` is the end of the file's path."
     name = "boxes"
@@ -368,8 +379,12 @@ class Boxes:
         box = [float(row[k]) for k in ("x0","y0","x1","y1")]
         return box, float(row.get("score") or 1), [[float(row[f"px{i}"]), float(row[f"py{i}"])] for i in range(5)] if row.get("px0") else None
 
-    def detect(self, frames, path, ticks)->list:
-        "The listed faces of a file at these ticks: a list of `Faces`."
+    def detect(self,
+        frames,   # do not matter here
+        path,     # the file
+        ticks,    # (B,) ints
+    )->list:      # of B `Faces`
+        "The listed faces of a file at these ticks."
         parts = Path(path).parts
         rows = next((self.rows[parts[-n:]] for n in range(len(parts), 0, -1) if parts[-n:] in self.rows), [])
         out = []
@@ -380,18 +395,22 @@ class Boxes:
             out.append(faces_of(*(np.concatenate([getattr(f, k) for f in parts_of]) for k in ("boxes","scores","points"))) if here else faces_of([]))
         return out
 
-# %% ../../nbs/12_media.faces.ipynb #a36b862a
+# %% ../../nbs/12_media.faces.ipynb #702bf392
 class WholePicture:
     "For files that are face crops already: the face is the whole picture."
     name, fingerprint = "none", hash_of(["none", CROP_SCALE])
 
-    def detect(self, frames, path=None, ticks=None)->list:
-        "One face for each of (B, H, W, 3) pictures, such that the square cut around it is the picture's largest."
+    def detect(self,
+        frames:np.ndarray, # (B, H, W, 3) uint8
+        path=None,         # does not matter here
+        ticks=None,        # do not matter here
+    )->list:               # of B `Faces`
+        "One face in each picture, such that the square cut around it is the largest that fits."
         h, w = frames.shape[1:3]
         half = min(h, w)/CROP_SCALE/2
         return [faces_of([[w/2 - half, h/2 - half, w/2 + half, h/2 + half]]) for _ in frames]
 
-# %% ../../nbs/12_media.faces.ipynb #59de8c17
+# %% ../../nbs/12_media.faces.ipynb #aa67fe6f
 def detector(
     spec:str,               # `mtcnn`, `yunet:PATH`, `boxes:CSV` or `none`
     min_face_px:int=40,     # smallest face that is looked for, in the picture at `long_side_px`

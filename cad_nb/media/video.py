@@ -95,8 +95,10 @@ class Frames:
         self.tally = Tally()           # what went wrong
         self.zero_s = None             # s, time in the file of the first picture: the zero of the clock
         self.fps_in = None             # frames per second of the file, by its time stamps
+        self.n_ticks = 0               # ticks so far, from 0 on
         self.n_late = 0                # frames dropped since they are not later than the one before
         self.more = False              # whether the file goes on after `stop`
+        self.duration_s = None         # s, as the header claims
 
     def timed(self, container, stream):
         "The decoded frames with the time and length of each, in s."
@@ -112,9 +114,10 @@ class Frames:
     def __iter__(self):
         with open_media(self.path) as container:
             stream, shown, rgb = video_stream(container, self.path.name), None, None
-            sar = float(stream.sample_aspect_ratio or 1)
+            self.duration_s, sar = container.duration and container.duration/av.time_base, float(stream.sample_aspect_ratio or 1)
             for tick,frame in on_grid(self.timed(container, stream)):
                 if tick >= self.stop: self.more = True; return
+                self.n_ticks = tick + 1
                 if tick < self.start: continue
                 if frame is not shown: shown, rgb = frame, picture(frame, sar)
                 yield tick, rgb

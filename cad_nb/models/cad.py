@@ -152,7 +152,7 @@ class CAD(nn.Module):
         if "video" in kinds: tokens["video"] = self.video.tokens(face)
         if "audio" in kinds: tokens["audio"] = self.audio.tokens(spec)
         lessons = {k: self.teachers[k](tokens[k]) for k in self.taught}
-        if self.params.distill == "full":  # the encoders belong to the teachers: fusion reads them and does not reach them
+        if self.params.distill == "full" and self.training:  # the encoders belong to the teachers: fusion reads them and does not teach them
             tokens = {k: x.detach() for k, x in tokens.items()}
         if "sync" in kinds: tokens["sync"], aligned = self.sync_tokens(view)
         fused = self.fusion(tokens, present)

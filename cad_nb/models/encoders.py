@@ -65,9 +65,9 @@ class ConvBlock(nn.Module):
         x:Tensor, # (B, c_in, H, W)
     )->Tensor:    # (B, c_out, H/stride, W/stride)
         std, mean = torch.std_mean(self.weight, (1, 2, 3), keepdim=True)
-        weight = (self.weight - mean) / (std * self.weight[0].numel() ** .5 + 1e-5) * self.gain
+        weight = (self.weight - mean) / (std * self.weight[0].numel() ** .5 + 1e-5) * (self.gain * RELU_GAIN)
         x = F.conv2d(x, weight.contiguous(memory_format=torch.channels_last), self.bias, self.stride, self.pad)
-        return F.relu(x) * RELU_GAIN
+        return F.relu(x)
 
 # %% ../../nbs/40_models.encoders.ipynb #38398f25
 class TimeMixer(nn.Module):
@@ -111,10 +111,10 @@ class CompactVideo(nn.Module):
         mouth:Tensor, # (B, T, Q, Q) float, 0..1
     )->Tensor:        # (B, T, D)
         B, T = mouth.shape[:2]
-        x = mouth - mouth.mean((1, 2, 3), keepdim=True)                          # one level for the clip, so that motion is kept
+        x = (mouth - mouth.mean((1, 2, 3), keepdim=True)) * 4                    # one level for the clip, so that motion is kept
         around = F.pad(x.unsqueeze(1), (0, 0, 0, 0, 1, 1), mode="replicate")[:, 0]           # (B, T+2, Q, Q)
         x = torch.stack([around[:, :-2], around[:, 1:-1], around[:, 2:]], 2)     # (B, T, 3, Q, Q): before, now, after
-        x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last) * 4
+        x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         x = self.mouth(x).flatten(1)                                             # (B*T, 64*(Q/8)^2)
         return self.time(self.mouth_out(x).view(B, T, -1))
 

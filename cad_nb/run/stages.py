@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'StageError', 'nearest', 'stage_notebooks', 'stage_notebook', 'declared', 'section_kind', 'check_section',
-           'check_params', 'dvc_stages', 'stage_params', 'local_imports', 'notebook_source', 'module_deps', 'with_deps',
-           'current_deps', 'LiveLog', 'ThisPython', 'kernel_env', 'Terminated', 'terminate', 'leash', 'LiveClient',
-           'LiveEngine', 'write_html', 'StageFailed', 'failure', 'run_stage']
+           'check_params', 'dvc_stages', 'stage_params', 'local_imports', 'notebook_source', 'module_deps',
+           'with_lists', 'current_dvc', 'LiveLog', 'ThisPython', 'kernel_env', 'Terminated', 'terminate', 'leash',
+           'LiveClient', 'LiveEngine', 'write_html', 'StageFailed', 'failure', 'run_stage']
 
 # %% ../../nbs/91_run.stages.ipynb #64e4898c
 import ast, importlib, os, re, signal, subprocess, sys, tempfile, threading, time
@@ -32,10 +32,9 @@ class StageError(ValueError):
 def nearest(
     name:str,  # what a person wrote
     valid,     # the names that exist
-)->str:        # a hint to end an error message with
-    "The valid name that is most like a given one, as a question; or that there are none."
-    near = get_close_matches(name, list(valid), n=1, cutoff=0)
-    return f"did you mean `{near[0]}`?" if near else "there are none"
+)->str:        # one of them; "" if there are none
+    "The valid name that is most like a given one."
+    return next(iter(get_close_matches(name, list(valid), n=1, cutoff=0)), "")
 
 # %% ../../nbs/91_run.stages.ipynb #24a8943d
 def stage_notebooks(
@@ -53,7 +52,7 @@ def stage_notebook(
 )->Path:        # its notebook
     "The notebook of a stage. Raises `StageError`, naming the nearest stage, if there is none."
     notebooks = stage_notebooks(root)
-    if name not in notebooks: raise StageError(f"there is no stage `{name}` in nbs/pipelines or nbs/studies; {nearest(name, notebooks)}")
+    if name not in notebooks: raise StageError(f"there is no stage `{name}` in nbs/pipelines or nbs/studies" + (f"; did you mean `{nearest(name, notebooks)}`?" if notebooks else ""))
     return notebooks[name]
 
 # %% ../../nbs/91_run.stages.ipynb #9b2bec48
@@ -78,8 +77,9 @@ SECTIONS = {  # section of params.yaml: what it holds. A map under "*" is one da
     "device": str,
     "forge": "cad_nb.forge.corpus:ForgeParams",
     "corpora": {"*": "cad_nb.data.corpora:CorpusParams"},
-    "prepare": "cad_nb.data.shards:PrepareParams",
     "split": "cad_nb.data.splits:SplitParams",
+    "prepare": "cad_nb.data.shards:PrepareParams",
+    "batches": "cad_nb.data.clips:BatchParams",
     "model": "cad_nb.models.cad:ModelParams",
     "train": "cad_nb.learn:TrainParams",
     "evaluate": "cad_nb.judge.evaluate:EvaluateParams",
@@ -119,9 +119,9 @@ def check_params(
     wrong = []
     for name, value in params.items():
         try:
-            if name not in kinds: raise ParamsError(f"params.yaml: section `{name}` is unknown; {nearest(name, kinds)}")
+            if name not in kinds: raise ParamsError(f"params.yaml: section `{name}` is unknown; did you mean `{nearest(name, kinds)}`?")
             check_section(value, kinds[name], name)
-        except ParamsError as e: wrong.append(str(e).removeprefix("params.yaml: "))
+        except ValueError as e: wrong.append(str(e).removeprefix("params.yaml: "))
     if wrong: raise ParamsError("params.yaml: " + "; ".join(wrong))
 
 # %% ../../nbs/91_run.stages.ipynb #6fe40e37
@@ -142,12 +142,14 @@ def stage_params(
     notebook, params = stage_notebook(name, root), read_params(root/"params.yaml")
     names = declared(notebook)
     for section in names:
-        if section not in kinds: raise StageError(f"{notebook.name} declares `{section}`, which no room uses; {nearest(section, kinds)}")
-        if section not in params: raise ParamsError(f"params.yaml: section `{section}` is missing, but {notebook.name} declares it; of what is there, {nearest(section, params)}")
+        if section not in kinds: raise StageError(f"{notebook.name} declares `{section}`, which no room uses; did you mean `{nearest(section, kinds)}`?")
+        if section not in params:
+            unknown = set(params) - set(kinds)
+            raise ParamsError(f"params.yaml: section `{section}` is missing, but {notebook.name} declares it" + (f"; is `{nearest(section, unknown)}` meant?" if unknown else ""))
     check_params(params, kinds)
     entry = dvc_stages(root).get(name)
     if entry and set(entry.get("params", [])) != set(names):
-        raise StageError(f"dvc.yaml lists the params {sorted(entry.get('params', []))} for `{name}`, but {notebook.name} declares {sorted(names)}: make them equal, or DVC misses changes")
+        raise StageError(f"dvc.yaml lists the params {sorted(entry.get('params', []))} for `{name}`, but {notebook.name} declares {sorted(names)}. Run `cad deps --write`, or DVC misses changes")
     return {section: params[section] for section in names}
 
 # %% ../../nbs/91_run.stages.ipynb #f60c616b
@@ -189,31 +191,34 @@ def module_deps(
         todo |= local_imports(path.read_text(), module, lib) - seen
     return sorted(p.relative_to(lib.parent).as_posix() for p in seen)
 
-# %% ../../nbs/91_run.stages.ipynb #07fd6513
-def with_deps(
-    text:str,                    # dvc.yaml
-    deps:dict[str, list[str]],   # stage to the modules it depends on
-    package:str="cad_nb",        # lines that name its modules are replaced
-)->str:                          # dvc.yaml, each stage's `deps:` ending on its modules, all else as it was
-    "dvc.yaml with the modules under each stage's `deps:` replaced."
-    is_module = re.compile(rf"\s+- {package}/\S+\.py\s*$").match
-    lines, stage, inside = [], None, False
-    for line in [*(l for l in text.splitlines() if not is_module(l)), ""]:
-        if inside and not line.startswith("    -"):
-            lines += [f"    - {d}" for d in deps.get(stage, [])]; inside = False
-        if m := re.match(r"  (\w+):\s*$", line): stage = m[1]
-        inside = inside or line.startswith("    deps:")
+# %% ../../nbs/91_run.stages.ipynb #3538a4bb
+def with_lists(
+    text:str,          # dvc.yaml, indented by two spaces, lists below their key
+    lists:dict,        # (stage, "deps" or "params") to the entries that the list shall end on
+    package:str,       # name of the library folder: under `deps:`, its modules are replaced and all else stays
+)->str:                # dvc.yaml
+    "dvc.yaml with the module lines of each `deps:`, and all lines of each `params:`, replaced."
+    stage, key, lines = None, None, []
+    for line in [*text.splitlines(), ""]:
+        if not line.startswith("    -"):  # a list ends here, if there was one
+            lines += [f"    - {entry}" for entry in lists.get((stage, key), [])]
+            key = line.strip().rstrip(":") if re.match(r"    \w+:$", line) else None
+            if m := re.match(r"  (\w+):$", line): stage = m[1]
+        elif (stage, key) in lists and (key == "params" or re.fullmatch(rf"    - {package}/\S+\.py", line)): continue
         lines.append(line)
     return "\n".join(lines[:-1]) + "\n"
 
-# %% ../../nbs/91_run.stages.ipynb #ded00dd3
-def current_deps(
+# %% ../../nbs/91_run.stages.ipynb #68f42345
+def current_dvc(
     root:Path,             # the project
     package:str="cad_nb",  # name of the library folder in it
 )->str:                    # dvc.yaml as it should be
-    "dvc.yaml with each stage's modules as its notebook imports them now."
-    deps = {name: module_deps(stage_notebook(name, root), root/package) for name in dvc_stages(root)}
-    return with_deps((root/"dvc.yaml").read_text(), deps, package)
+    "dvc.yaml with each stage's modules and params as its notebook has them now."
+    lists = {}
+    for name in dvc_stages(root):
+        notebook = stage_notebook(name, root)
+        lists |= {(name, "deps"): module_deps(notebook, root/package), (name, "params"): declared(notebook)}
+    return with_lists((root/"dvc.yaml").read_text(), lists, package)
 
 # %% ../../nbs/91_run.stages.ipynb #00308917
 class LiveLog:
@@ -256,6 +261,7 @@ def kernel_env(
     "What a stage's kernel sees: as few as possible of the things that differ between two machines."
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     return dict(os.environ, PYTHONPATH=path, PYTHONHASHSEED="0", IPYTHONDIR=ipython,
+        MPLBACKEND="module://matplotlib_inline.backend_inline",  # figures go into the report, whatever a person set
         CUBLAS_WORKSPACE_CONFIG=":4096:8",      # lets CUDA's matrix products repeat
         TQDM_MININTERVAL="1",                   # progress bars send a message a second, not ten
         PYDEVD_DISABLE_FILE_VALIDATION="1")     # the debugger's warning about frozen modules
@@ -313,9 +319,9 @@ class LiveClient(PapermillNotebookClient):
         output,   # as nbformat has it
     )->None:
         "Show streams, and displayed values that are text; pictures are in the report."
-        data = output.get("data", {})
+        text = output.get("data", {}).get("text/plain", "")
         if output.output_type == "stream": self.stdout_file.write(output.text)
-        elif "text/plain" in data and not any(k.startswith("image/") for k in data): self.stdout_file.write(data["text/plain"] + "\n")
+        elif text and not re.fullmatch("<.*>", text): self.stdout_file.write(text + "\n")  # not <Figure ...>
         self.stdout_file.flush()
 
 # %% ../../nbs/91_run.stages.ipynb #15117b98

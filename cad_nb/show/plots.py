@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['INK', 'SOFT', 'FAINT', 'REAL', 'FAKE', 'PALETTE', 'DASHES', 'MARKERS', 'HEAT', 'STYLE', 'styled', 'canvas', 'save',
            'swatches', 'roc_curves', 'offset_curves', 'score_histograms', 'auc_dots', 'training_curves', 'picture',
-           'contact_sheet', 'side_by_side', 'waveform', 'time_axes', 'row_label', 'clip_strip', 'overlay', 'bars',
-           'known_region', 'attribution_panel']
+           'contact_sheet', 'side_by_side', 'face_row', 'waveform', 'time_axes', 'row_label', 'clip_strip', 'overlay',
+           'bars', 'known_region', 'attribution_panel']
 
 # %% ../../nbs/80_show.plots.ipynb #ba7b44f2
 from functools import wraps
@@ -16,6 +16,7 @@ import pandas as pd
 import matplotlib.pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from ..core import FPS, SAMPLE_RATE, write_whole
 
 # %% ../../nbs/80_show.plots.ipynb #dcd46575
@@ -40,10 +41,11 @@ def styled(
     "Give a function the common look, whatever the session's own settings. The figure is shown once: as the value of its cell."
     @wraps(draw)
     def wrapped(*args, **kwargs):
+        before = plt.get_fignums()
         with plt.rc_context(STYLE):
-            figure = draw(*args, **kwargs)
-            plt.close(figure)
-            return figure
+            try: return draw(*args, **kwargs)
+            finally:
+                for number in set(plt.get_fignums()) - set(before): plt.close(number)
     return wrapped
 
 # %% ../../nbs/80_show.plots.ipynb #9221db8b
@@ -177,7 +179,7 @@ def auc_dots(
             if len(rows) > 1: ax.plot(rows.auc, np.full(len(rows), y), "|", ms=7, mew=.9, alpha=.8, **style)
             ax.plot(rows.auc.mean(), y, MARKERS[m % 8], ms=6 + (m % 8 in (3, 4)), mec="white", mew=.7, zorder=4, clip_on=False, label=model, **style)
     for k in range(0, len(methods), 2): ax.axhspan(k - .5, k + .5, color="#F6F6F6", lw=0, zorder=0)
-    low = min(.5, np.nanmin([table.auc_lo.min(), table.auc.min()]))
+    low = min([.5, *table.auc_lo.dropna(), *table.auc.dropna()])
     ax.axvline(.5, color=SOFT, lw=.8, ls=":"); ax.text(.5, -.52, " chance", color=SOFT, fontsize=7.5, va="bottom")
     count = {k: f"\nn = {n}" for k, n in table.groupby("method").n_fake.max().items()} if "n_fake" in table else {}
     ax.set(xlim=(low - .02, 1.004), ylim=(len(methods) - .5, -.5), yticks=range(len(methods)), yticklabels=[f"{k}{count.get(k, '')}" for k in methods], xlabel="AUC", ylabel=ylabel)
@@ -204,7 +206,7 @@ def training_curves(
         for i, (name, rows) in enumerate(history[history.panel == panel].groupby("line", sort=False)):
             ax.plot(rows.step, rows.value, color=PALETTE[i % 8], ls=DASHES[i % 8], label=name, lw=1.4)
         if chosen is not None: ax.axvline(chosen, color=SOFT, lw=.8, ls=":")
-        ax.set_title(panel); ax.margins(x=.02); ax.legend(fontsize=7.5, handlelength=1.8)
+        ax.set_title(panel); ax.margins(x=.02); ax.xaxis.get_major_locator().set_params(integer=True); ax.legend(fontsize=7.5, handlelength=1.8)
     for ax in axes[len(panels):]: ax.axis("off")
     for ax in axes[max(0, len(panels) - n_cols):len(panels)]: ax.set_xlabel(xlabel + (" (dotted: kept)" if chosen is not None and ax is axes[len(panels) - 1] else "")); ax.tick_params(labelbottom=True)
     return figure
@@ -250,16 +252,25 @@ def side_by_side(
     n_max:int=None,  # pictures at most: every other, every third ... is left out beyond that
     gap:float=.04,   # space between two pictures, as a share of their width
     fill:float=1.,   # what the space holds: 1 is white
-)->np.ndarray:       # (H, n*W + gaps) or (..., 3) float in 0..1
+)->np.ndarray:       # (H, n*W + spaces) or (..., 3) float in 0..1; half a space at both ends, so that each picture is centred in its slot
     "Pictures in a row, thinned evenly."
     pictures = np.asarray(pictures)
     if n_max: pictures = pictures[::-(-len(pictures) // n_max)]
     if pictures.dtype == np.uint8: pictures = pictures / 255
     H, W = pictures.shape[1:3]
-    space = np.full((H, max(1, round(gap * W)) if gap else 0, *pictures.shape[3:]), fill)
-    return np.concatenate([part for picture in pictures for part in (picture, space)][:-1], axis=1)
+    half = np.full((H, round(gap * W / 2 + .49), *pictures.shape[3:]), fill)
+    return np.concatenate([part for picture in pictures for part in (half, picture, half)], axis=1)
 
-# %% ../../nbs/80_show.plots.ipynb #92d96b31
+# %% ../../nbs/80_show.plots.ipynb #a07afb8d
+def face_row(
+    n_faces:int,    # K, crops in the row
+    width:float,    # of the row, in inches
+)->tuple:           # (height of the row in inches, `gap` for `side_by_side`)
+    "How a row of crops fills its axis of time without being stretched: few crops stand apart, each in the middle of its slot."
+    tall = width / max(4, n_faces)
+    return tall, max(.04, width / n_faces / tall - 1)
+
+# %% ../../nbs/80_show.plots.ipynb #2ea80a20
 def waveform(
     ax,                 # a matplotlib axis
     samples,            # (S,) sound, -1..1
@@ -272,7 +283,7 @@ def waveform(
     peak = max(1e-3, np.abs(s).max())
     ax.set(ylim=(-peak, peak), yticks=[]); ax.grid(False); ax.spines["left"].set_visible(False)
 
-# %% ../../nbs/80_show.plots.ipynb #e269f618
+# %% ../../nbs/80_show.plots.ipynb #a3425dfe
 def time_axes(
     axes:list,          # matplotlib axes below each other
     duration_s:float,   # of all of them
@@ -281,13 +292,13 @@ def time_axes(
     "One scale of seconds for all, written below the last; a known manipulation between two lines."
     for ax in axes:
         last = ax is axes[-1]
-        ax.set_xlim(0, duration_s); ax.set_xticks(ticks := np.linspace(0, duration_s, 6), [f"{t:.1f}" for t in ticks])
+        ax.set_xlim(0, duration_s); ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
         ax.tick_params(axis="x", labelbottom=last, length=3 if last else 0)
         if span_s is None: continue
         for t in span_s: ax.axvline(t, color=FAKE, lw=1.3, zorder=4)
     axes[-1].set_xlabel("seconds" + ("; between the orange lines: known manipulation" if span_s is not None else ""))
 
-# %% ../../nbs/80_show.plots.ipynb #c6e9ca59
+# %% ../../nbs/80_show.plots.ipynb #238e0c01
 def row_label(
     ax,          # a matplotlib axis
     text:str,    # what the row shows
@@ -295,7 +306,7 @@ def row_label(
     "The name of a row, to its left."
     ax.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=8, labelpad=5)
 
-# %% ../../nbs/80_show.plots.ipynb #1e04ec0c
+# %% ../../nbs/80_show.plots.ipynb #72fef35a
 @styled
 def clip_strip(
     face,                   # (K, P, P, 3) crops at even distances over the clip, uint8 or 0..1
@@ -309,10 +320,11 @@ def clip_strip(
 )->Figure:
     "One clip: faces, mouths, waveform and spectrogram on one axis of time."
     duration_s = duration_s or (len(samples) / SAMPLE_RATE if samples is not None else len(mouth) / FPS)
-    rows = dict(face=6.2 / max(5, len(face))) | {k: h for k, h, x in (("mouth", .4, mouth), ("sound", .5, samples), ("spectrum", .7, spec)) if x is not None}
+    tall, gap = face_row(len(face), 6.2)
+    rows = dict(face=tall) | {k: h for k, h, x in (("mouth", .36, mouth), ("sound", .5, samples), ("spectrum", .7, spec)) if x is not None}
     figure = canvas(title, corpus, (7, 1 + 1.12 * sum(rows.values())))
     axes = dict(zip(rows, figure.subplots(len(rows), 1, squeeze=False, height_ratios=list(rows.values()))[:, 0]))
-    picture(axes["face"], side_by_side(face), extent=(0, duration_s, 0, 1), aspect="auto")
+    picture(axes["face"], side_by_side(face, gap=gap), extent=(0, duration_s, 0, 1), aspect="auto")
     if "mouth" in axes: picture(axes["mouth"], side_by_side(mouth, 20), extent=(0, duration_s, 0, 1), aspect="auto")
     if "sound" in axes: waveform(axes["sound"], samples, duration_s)
     if "spectrum" in axes: picture(axes["spectrum"], spec, extent=(0, duration_s, 0, 1), aspect="auto", origin="lower", cmap="gray_r", vmin=np.min(spec), vmax=np.max(spec))
@@ -320,7 +332,7 @@ def clip_strip(
     time_axes(list(axes.values()), duration_s, span_s)
     return figure
 
-# %% ../../nbs/80_show.plots.ipynb #2dac1123
+# %% ../../nbs/80_show.plots.ipynb #1c0a5149
 def overlay(
     ax,              # a matplotlib axis
     image,           # (H, W) or (H, W, 3), uint8 or 0..1; or any range, which is then stretched
@@ -336,7 +348,7 @@ def overlay(
     picture(ax, image, cmap=cmap, vmin=low - .4 * (high - low), vmax=high + .2 * (high - low), **how)    # neither black nor white, so that heat shows on all of it
     ax.imshow(heat, cmap=HEAT, vmin=0, vmax=scale, **how)
 
-# %% ../../nbs/80_show.plots.ipynb #dd8e8f19
+# %% ../../nbs/80_show.plots.ipynb #9b716e27
 def bars(
     ax,            # a matplotlib axis
     values:dict,   # name to signed number
@@ -352,20 +364,20 @@ def bars(
     ax.set(xlim=(min(0, *numbers) - .02 * reach, max(reach / 2, *numbers) * 1.1), ylim=(len(names) - .4, -.8), xticks=[], yticks=[], xlabel=xlabel)
     ax.grid(False); ax.spines[["left", "bottom"]].set_visible(False)
 
-# %% ../../nbs/80_show.plots.ipynb #704dabba
+# %% ../../nbs/80_show.plots.ipynb #420319b6
 def known_region(
     ax,      # a matplotlib axis
     face,    # (K, P, P, 3) crops, uint8 or 0..1
     mask,    # (K, P, P) bool, tampered
+    gap:float=.04,  # between the crops, as in `side_by_side`
     **how,   # passed to `imshow`
 )->None:
     "The crops in grey, with the region that is known to be tampered tinted."
-    overlay(ax, side_by_side(face), np.zeros((1, 1)), 1, **how)
-    tint = np.zeros((*side_by_side(mask * 1., fill=0).shape, 4)); tint[..., :3] = (0, .45, .7)
-    tint[..., 3] = .55 * side_by_side(mask * 1., fill=0)
-    ax.imshow(tint, **how)
+    overlay(ax, side_by_side(face, gap=gap), np.zeros((1, 1)), 1, **how)
+    inside = side_by_side(mask * 1., gap=gap, fill=0)
+    ax.imshow(np.stack([0 * inside, 0 * inside + .45, 0 * inside + .7, .55 * inside], -1), **how)     # a translucent blue
 
-# %% ../../nbs/80_show.plots.ipynb #242b2e99
+# %% ../../nbs/80_show.plots.ipynb #e4dd854d
 @styled
 def attribution_panel(
     inputs:dict,             # any of face (K, P, P, 3), mouth (T, Q, Q), spectrum (M, F), as the model saw them
@@ -379,7 +391,7 @@ def attribution_panel(
 )->Figure:
     "Faces with their evidence above the region that is known to be tampered, then mouths and spectrogram, and what each input contributed."
     duration_s = duration_s or len(inputs["mouth"]) / FPS
-    tall = (4.9 if contributions else 6.2) / max(4, len(inputs.get("face", ())))
+    tall, gap = face_row(len(inputs.get("face", [0])), 4.9 if contributions else 6.2)
     rows = {"face": tall} | ({"tampered": tall} if mask is not None else {}) | {"mouth": .36, "spectrum": .8}
     rows = {k: h for k, h in rows.items() if k in inputs or k == "tampered"}
     figure = canvas(title, corpus, (7, .95 + 1.05 * sum(rows.values())))
@@ -387,8 +399,8 @@ def attribution_panel(
     axes = {name: figure.add_subplot(grid[i, 0] if contributions else grid[i, :]) for i, name in enumerate(rows)}
     how = dict(extent=(0, duration_s, 0, 1), aspect="auto")
     scale = {name: max(1e-12, np.quantile(heat, .995)) for name, heat in heats.items()}
-    if "face" in inputs: overlay(axes["face"], side_by_side(inputs["face"]), side_by_side(heats["face"], fill=0), scale["face"], **how)
-    if mask is not None: known_region(axes["tampered"], inputs["face"], mask, **how)
+    if "face" in inputs: overlay(axes["face"], side_by_side(inputs["face"], gap=gap), side_by_side(heats["face"], gap=gap, fill=0), scale["face"], **how)
+    if mask is not None: known_region(axes["tampered"], inputs["face"], mask, gap, **how)
     if "mouth" in inputs: overlay(axes["mouth"], side_by_side(inputs["mouth"], 20, 0), side_by_side(heats["mouth"], 20, 0), scale["mouth"], **how)
     if "spectrum" in inputs: overlay(axes["spectrum"], inputs["spectrum"], heats["spectrum"], scale["spectrum"], "gray_r", origin="lower", **how)
     for name, ax in axes.items(): row_label(ax, dict(tampered="known\ntampering").get(name, name))

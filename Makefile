@@ -17,7 +17,7 @@ unexport PYTHONPATH PYTHONHOME
 help: ## show this list
 	@echo "make reproduce runs the whole experiment, make test checks the project. Each first installs what it needs into $(VENV)."
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 19
-	@echo "  Variables: PYTHON=python3.12 (which Python to use), VENV=folder, WORKERS=2 (processes of the tests)"
+	@echo "  Variables: PYTHON=python3.12 (which Python to use), VENV=folder, WORKERS=2 (processes of the tests), LAB_ARGS, PYTEST_ARGS"
 
 setup: ## make .venv with the pinned dependencies and this package; takes no time if that is done
 	@bash .ci/setup "$(VENV)" "$(EXTRAS)" "$(PYTHON)"

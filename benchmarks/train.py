@@ -14,7 +14,7 @@ ask = argparse.ArgumentParser(); ask.add_argument("--steps", type=int, default=1
 args, params = ask.parse_args(), read_params()
 device, prepare = pick_device(params["device"]), params["prepare"]
 model, train = typed(params["model"], ModelParams, "model"), typed(params["train"], TrainParams, "train")
-B, K, T, P, Q = args.batch, prepare["sharp"], prepare["frames"], prepare["face_px"], prepare["mouth_px"]
+B, K, T, P, Q = args.batch, params["batches"]["sharp"] or prepare["sharp"], prepare["frames"], prepare["face_px"], prepare["mouth_px"]
 g = torch.Generator().manual_seed(0)
 label = lambda: torch.randint(0, 2, (B,), generator=g).float().to(device)
 batch = SimpleNamespace(face=torch.randint(0, 255, (B, K, P, P, 3), dtype=torch.uint8, generator=g).to(device), mouth=torch.randint(0, 255, (B, T, Q, Q), dtype=torch.uint8, generator=g).to(device),

@@ -52,7 +52,7 @@ def optimizer_of(
     "AdamW that decays matrices and kernels and leaves gains, biases, embeddings and the temperature alone."
     decay = [p for p in model.parameters() if p.requires_grad and p.dim() > 1 and min(p.shape[:2]) > 1]
     rest = [p for p in model.parameters() if p.requires_grad and not (p.dim() > 1 and min(p.shape[:2]) > 1)]
-    return torch.optim.AdamW([dict(params=decay, weight_decay=params.weight_decay), dict(params=rest, weight_decay=0.)], lr=params.lr)
+    return torch.optim.AdamW([dict(params=decay, weight_decay=params.weight_decay), dict(params=rest, weight_decay=0.)], lr=params.lr, fused=True)
 
 # %% ../nbs/50_learn.ipynb #ba4e0c56
 class NotFinite(RuntimeError):
@@ -74,12 +74,13 @@ def step(
     params:TrainParams,
 )->dict[str,float]:              # each part of the loss and their weighted total, `loss`
     "One step of training. Raises `NotFinite`, naming the clips, before a bad gradient touches the weights."
+    bad = ~batch.audio.isfinite().all(1)   # pictures are bytes and always finite
+    if bad.any(): raise NotFinite(f"the sound of clips {batch.idx[bad].tolist()} holds NaN or infinity: look at these rows of the manifest, and prepare their files again")
     with autocast(batch.y.device, params.precision): verdict = model.read(batch)
-    bad = ~verdict.fused.isfinite().all(1)
-    if bad.any(): raise NotFinite(f"not a finite number in clips {batch.idx[bad].tolist()} of the batch {batch.idx.tolist()}: look at these rows of the manifest, or lower `train.lr` if all clips are named")
     parts = loss_parts(model, verdict, batch)
     loss = total_loss(parts, params.loss)
-    if not torch.isfinite(loss): raise NotFinite(f"the loss is {loss.item()} ({ {k: round(v.item(), 3) for k, v in parts.items()} }) on clips {batch.idx.tolist()}: lower `train.lr`")
+    if not (torch.isfinite(loss) and torch.isfinite(verdict.fused).all()):
+        raise NotFinite(f"the loss is {loss.item()} ({ {k: round(v.item(), 3) for k, v in parts.items()} }) on clips {batch.idx.tolist()}: lower `train.lr`")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), params.clip_norm)
@@ -168,7 +169,9 @@ def follow(
 )->None:
     "Exponential moving average of the weights."
     with torch.no_grad():
-        for a, m in zip(average.state_dict().values(), model.state_dict().values()): a.lerp_(m, 1 - decay)
+        for a, m in zip(average.state_dict().values(), model.state_dict().values()):
+            if a.is_floating_point(): a.lerp_(m, 1 - decay)
+            else: a.copy_(m)  # the batch norms' counters
 
 # %% ../nbs/50_learn.ipynb #5b594b07
 def fit(

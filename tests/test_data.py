@@ -280,7 +280,7 @@ def test_clips_of_nobody_are_their_own_people():
 
 # clips ---------------------------------------------------------------------------------------------------------------
 
-BATCHES = BatchParams(balance="method", real=.5, epoch_clips=0, flip=.5, brightness=.1, contrast=.2, blur=.3, noise=.02, gain_db=6., tilt=.3, audio_noise=.05, drop_video=.2, drop_audio=.2, prefetch=2)
+BATCHES = BatchParams(balance="method", real=.5, epoch_clips=0, flip=.5, brightness=.1, contrast=.2, blur=.3, noise=.02, gain_db=6., tilt=.3, audio_noise=.05, drop_video=.2, drop_audio=.2, prefetch=2, sharp=0)
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +352,7 @@ def test_hidden_modalities_leave_nothing_behind(clips):
 
 
 def test_nothing_is_varied_at_zero_strength(clips):
-    still = BatchParams("none", .5, 0, 0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0)
+    still = BatchParams("none", .5, 0, 0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0, 0)
     b = clips.batch(range(20))
     assert same(augment(clips.batch(range(20)), still, stream(0)), b)
 

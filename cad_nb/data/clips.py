@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'DRAWS', 'Batch', 'map_shard', 'Clips', 'BatchParams', 'check_batches', 'group_weights', 'draw_epoch',
-           'noise_bank', 'add_noise', 'soften', 'vary_pictures', 'vary_sound', 'labels_of_rest', 'hide', 'augment',
-           'ahead', 'n_batches', 'train_batches', 'eval_batches']
+           'noise_bank', 'add_noise', 'soften', 'vary_pictures', 'vary_sound', 'labels_of_rest', 'hide', 'fewer',
+           'augment', 'ahead', 'n_batches', 'train_batches', 'eval_batches']
 
 # %% ../../nbs/34_data.clips.ipynb #21e43e93
 import json, queue, threading
@@ -89,7 +89,7 @@ class Clips:
         idx,       # (B,) int, which rows
     )->Batch:
         "Those windows as they were stored."
-        idx = np.asarray(idx, np.int64)
+        idx = np.array(idx, np.int64)
         data = {k: np.empty((len(idx), *a.shape[1:]), a.dtype) for k,a in self.shards[0].items()}
         for i,(shard,row) in enumerate(self.at[idx]):
             for k,out in data.items(): out[i] = self.shards[shard][k][row]
@@ -114,6 +114,7 @@ class BatchParams:
     drop_video:float   # probability of hiding the picture of a clip that has sound
     drop_audio:float   # probability of hiding the sound of a clip that has a picture
     prefetch:int       # batches made ahead, in a thread of their own; 0 = none
+    sharp:int          # sharp face crops of a clip that a step shows, drawn anew each time; 0 = all that are stored
 
 # %% ../../nbs/34_data.clips.ipynb #05d65a64
 def check_batches(
@@ -124,7 +125,7 @@ def check_batches(
     for name in ("real", "flip", "contrast", "blur", "tilt", "drop_video", "drop_audio"):
         if not 0 <= getattr(p, name) <= 1: raise ParamsError(f"params.yaml: batches.{name} must be in 0..1, got {getattr(p, name)}")
     if p.drop_video + p.drop_audio > 1: raise ParamsError("params.yaml: batches.drop_video + batches.drop_audio must not exceed 1: a clip never loses both")
-    for name in ("epoch_clips", "brightness", "noise", "gain_db", "audio_noise", "prefetch"):
+    for name in ("epoch_clips", "brightness", "noise", "gain_db", "audio_noise", "prefetch", "sharp"):
         if getattr(p, name) < 0: raise ParamsError(f"params.yaml: batches.{name} must not be negative, got {getattr(p, name)}")
     return p
 
@@ -254,7 +255,17 @@ def hide(
     for i in (~has_audio).nonzero(): b.audio[i] = 0
     return labels_of_rest(replace(b, has_video=has_video, has_audio=has_audio))
 
-# %% ../../nbs/34_data.clips.ipynb #dfe80b79
+# %% ../../nbs/34_data.clips.ipynb #aec89d66
+def fewer(
+    face:Tensor,              # (B, K, P, P, 3) uint8, all that are stored
+    sharp:int,                # how many are wanted; 0 or more than K: all
+    rng:np.random.Generator,  # decides
+)->Tensor:                    # (B, min(K, sharp), P, P, 3) uint8, in order of time
+    "Some of the sharp crops. A trace is in most frames, so a step that sees half of them costs half and learns nearly as much."
+    if not 0 < sharp < face.shape[1]: return face
+    return face[:, np.sort(rng.permutation(face.shape[1])[:sharp])]
+
+# %% ../../nbs/34_data.clips.ipynb #f72641d1
 DRAWS = "flip contrast brightness blur blur_amount noise noise_at tilt gain hiss hiss_at hide".split()
 
 def augment(
@@ -263,10 +274,11 @@ def augment(
     rng:np.random.Generator,  # decides
 )->Batch:                     # a varied copy
     "All changes of one batch."
+    b = replace(b, face=fewer(b.face, p.sharp, rng))
     u = dict(zip(DRAWS, rng.random((len(DRAWS), len(b)))))
     return hide(replace(b, face=vary_pictures(b.face, u, p), mouth=vary_pictures(b.mouth, u, p), audio=vary_sound(b.audio, u, p)), u["hide"], p)
 
-# %% ../../nbs/34_data.clips.ipynb #7ad2c8f6
+# %% ../../nbs/34_data.clips.ipynb #d3d262d9
 def ahead(
     batches:Iterable,   # made one after the other
     n:int,              # how many to have ready; 0: none, and no thread
@@ -294,7 +306,7 @@ def ahead(
             yield item
     finally: stop.set(); thread.join()
 
-# %% ../../nbs/34_data.clips.ipynb #23630da5
+# %% ../../nbs/34_data.clips.ipynb #0adfb0cd
 def n_batches(
     clips:Clips,      # training clips
     batch_size:int,   # B
@@ -305,7 +317,7 @@ def n_batches(
     if not n or not len(clips): raise ValueError(f"{len(clips)} training clips (batches.epoch_clips: {p.epoch_clips}) do not fill a batch of {batch_size}: lower the batch size or prepare more clips")
     return n
 
-# %% ../../nbs/34_data.clips.ipynb #8189deb1
+# %% ../../nbs/34_data.clips.ipynb #a18fccdd
 def train_batches(
     clips:Clips,      # training clips
     batch_size:int,   # B
@@ -324,7 +336,7 @@ def train_batches(
             yield b.map(Tensor.pin_memory) if torch.cuda.is_available() else b
     return ahead(make(), p.prefetch)
 
-# %% ../../nbs/34_data.clips.ipynb #b5733077
+# %% ../../nbs/34_data.clips.ipynb #bbee1f49
 def eval_batches(
     clips:Clips,       # any clips
     batch_size:int,    # B

@@ -353,14 +353,14 @@ def forge_clip(
         frames, samples, crf, truth = make_clip(job)
         write_clip(root/job.path, frames, samples, crf=crf)
     except Exception as e: raise RuntimeError(f"forge: {root/job.path} ({job.method}) could not be made: {e}") from e
-    line = dict(path=job.path, **truth.to_json(), mask_shape=None if truth.mask is None else list(truth.mask.shape))
-    mask = {} if truth.mask is None else dict(mask=np.packbits(truth.mask, axis=-1))
-    write_whole(part_of(root, job.path), lambda part: np.savez(part, line=np.frombuffer(json.dumps(line).encode(), np.uint8), **mask))
+    line = dict(path=job.path, **truth.to_json())
+    mask = {} if truth.mask is None else dict(mask=truth.mask)
+    write_whole(part_of(root, job.path), lambda part: np.savez_compressed(part, line=np.frombuffer(json.dumps(line).encode(), np.uint8), **mask))
 
 # %% ../../nbs/23_forge.corpus.ipynb #f4b7b36d
 def read_truths(
     root:Path,  # the corpus's folder
-)->tuple:       # (path -> line, path -> packed mask) of what has been gathered
+)->tuple:       # (path -> line, path -> mask) of what has been gathered
     "The truth of a finished corpus; empty before."
     if not (root/"truth.jsonl").is_file(): return {}, {}
     lines = {line["path"]: line for line in map(json.loads, (root/"truth.jsonl").read_text().splitlines())}

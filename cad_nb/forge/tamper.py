@@ -352,7 +352,7 @@ class Blend:
     shape:str            # ellipse, hull, square, lower, mouth
     grow:float           # size of the shape, 1 as drawn above
     soft:float           # width of the edge, as a share of the shape
-    resolution:float     # pixels that the generator has across the face (2 head units); the rest is interpolated
+    resolution:float     # the generator's resolution as a share of the frame's; the rest is interpolated
     blur:float           # standard deviation in frame pixels per 40 px head unit, softness of the generator
     colour:float         # error of the colour match, grey levels of 255
     contrast:float       # error of the contrast match, 0 is none
@@ -437,7 +437,7 @@ def blend_in(
     unit = float(np.hypot(*(points[:,1] - points[:,0]).T).mean())/.86                       # pixels per head unit
     off = unit*(rng.normal(0, how.misplace, (1, 1, 2)) + rng.normal(0, how.jitter, (T, 1, 2)))
     target = torch.from_numpy(frames[:,y0:y1,x0:x1].transpose(0, 3, 1, 2).astype(np.float32))
-    new = place(donor, similarity(points + off, donor_points), box, min(1., how.resolution/(2*unit)))
+    new = place(donor, similarity(points + off, donor_points), box, min(1., how.resolution))
     new = soften(interpolate(new, target.shape[2:], mode="bilinear", align_corners=False), how.blur*unit/40)
     r = radius(how.shape, moved(similarity(points + .5*off, TEMPLATE[None]), box))          # (T, h, w)
     r = r*torch.tensor((1 + how.jitter*rng.normal(0, 1, T))/how.grow, dtype=torch.float32)[:,None,None]
@@ -469,11 +469,11 @@ def settings(
     "How a method blends. `faceswap` leaves edges and wrong colours; `fsgan` fits well and leaves a smooth, soft face: two kinds of trace, so that one can be left out of training."
     s = strength; u = rng.uniform; mix = lambda a, b: (a + (b - a)*s)*u(.85, 1.15)
     return {
-        "faceswap": lambda: Blend(str(rng.choice(["hull", "ellipse"])), u(.86, .98), mix(.26, .04), mix(70, 32), 0., mix(1.6, 10.), mix(.02, .14), mix(.008, .03), mix(.003, .014), mix(.003, .02), mix(1., .2), 1.),
-        "fsgan": lambda: Blend("ellipse", u(1., 1.12), mix(.62, .42), mix(68, 42), mix(.25, 1.1), mix(.6, 2.5), mix(.01, .05), mix(.004, .012), mix(.001, .006), mix(.001, .008), mix(.8, 0.), 1.),
-        "Deepfakes": lambda: Blend("square", u(.86, .96), mix(.32, .12), mix(60, 28), mix(.15, .6), mix(1.6, 8.), mix(.02, .11), mix(.006, .02), mix(.002, .012), mix(.004, .025), mix(.8, .1), 1.),
-        "wav2lip": lambda: Blend("lower", u(.95, 1.05), mix(.42, .16), mix(62, 32), mix(.25, .9), mix(.8, 5.), mix(.01, .07), mix(.004, .016), mix(.002, .008), mix(.002, .012), mix(.8, 0.), 1.),
-        "NeuralTextures": lambda: Blend("mouth", u(1., 1.25), mix(.50, .26), mix(52, 24), mix(.3, 1.1), mix(.6, 3.5), mix(.01, .07), mix(.006, .03), mix(.002, .008), mix(.002, .012), mix(.8, 0.), 1.),
+        "faceswap": lambda: Blend(str(rng.choice(["hull", "ellipse"])), u(.86, .98), mix(.26, .04), mix(1., .46), 0., mix(1.6, 10.), mix(.02, .14), mix(.008, .03), mix(.003, .014), mix(.003, .02), mix(1., .2), 1.),
+        "fsgan": lambda: Blend("ellipse", u(1., 1.12), mix(.62, .42), mix(.98, .61), mix(.25, 1.1), mix(.6, 2.5), mix(.01, .05), mix(.004, .012), mix(.001, .006), mix(.001, .008), mix(.8, 0.), 1.),
+        "Deepfakes": lambda: Blend("square", u(.86, .96), mix(.32, .12), mix(.87, .41), mix(.15, .6), mix(1.6, 8.), mix(.02, .11), mix(.006, .02), mix(.002, .012), mix(.004, .025), mix(.8, .1), 1.),
+        "wav2lip": lambda: Blend("lower", u(.95, 1.05), mix(.42, .16), mix(.90, .46), mix(.25, .9), mix(.8, 5.), mix(.01, .07), mix(.004, .016), mix(.002, .008), mix(.002, .012), mix(.8, 0.), 1.),
+        "NeuralTextures": lambda: Blend("mouth", u(1., 1.25), mix(.50, .26), mix(.75, .35), mix(.3, 1.1), mix(.6, 3.5), mix(.01, .07), mix(.006, .03), mix(.002, .008), mix(.002, .012), mix(.8, 0.), 1.),
     }[method]()
 
 # %% ../../nbs/22_forge.tamper.ipynb #d6760afd

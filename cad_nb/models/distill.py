@@ -41,8 +41,10 @@ def token_loss(
     taught:Tensor,    # (B, D) the teacher's token; gradient stops here
     known:Tensor,     # (B,) bool, clips that have this modality
 )->Tensor:            # () mean negative cosine, -1 is perfect; 0 if no clip has it
-    "Negative cosine between a predictor of the fused token and the teacher's token, as in SimSiam (Chen and He 2021)."
-    cosine = F.cosine_similarity(predicted.float(), taught.detach().float(), dim=-1)
+    "Negative cosine between a predictor of the fused token and the teacher's token less its mean over the batch, after SimSiam (Chen and He 2021)."
+    taught, known = taught.detach().float(), known.float()
+    mean = (taught * known[:, None]).sum(0) / known.sum().clamp_min(1)
+    cosine = F.cosine_similarity(predicted.float(), taught - mean, dim=-1)
     return -(cosine * known).sum() / known.sum().clamp_min(1)
 
 # %% ../../nbs/42_models.distill.ipynb #78686c06

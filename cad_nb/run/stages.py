@@ -328,7 +328,14 @@ class LiveClient(PapermillNotebookClient):
 class LiveEngine(NBClientEngine):
     "The papermill engine that uses `LiveClient` and `ThisPython`."
     @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, log, env, **kwargs):
+    def execute_managed_notebook(cls,
+        nb_man,       # papermill's state of the notebook, which holds it
+        kernel_name,  # of the notebook's metadata: not used
+        log,          # a `LiveLog`
+        env,          # environment of the kernel
+        **kwargs,     # papermill's other settings: not used
+    ):
+        "Run all cells of a notebook."
         client = LiveClient(nb_man, kernel_name="python3", kernel_manager_class=ThisPython, stdout_file=log, coalesce_streams=True, timeout=None, startup_timeout=120,
             extra_arguments=["--IPKernelApp.log_level=50"])  # else some kernels log their own shutdown as an error
         client.execute(env=env)

@@ -239,3 +239,12 @@ def test_cells_with_imports_stand_alone(path):
         if not {"export", "exports", "exporti"} & has.keys():
             assert not used - known, f"{path.name}, cell {i}: nbdev_docs would run this cell without {sorted(used - known)}; move its import to the hidden cell of imports"
         known |= bound
+
+
+def test_the_readme_is_the_index_notebook():
+    "`python docs/readme.py` would change nothing."
+    import importlib.util
+    spec = importlib.util.spec_from_file_location("readme", ROOT/"docs"/"readme.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT/"README.md").read_text() == module.readme()

@@ -136,15 +136,16 @@ def test_a_kernel_that_dies(project):
 
 
 def test_the_environment_of_a_stage(project, monkeypatch, tmp_path):
-    "The running interpreter, whatever kernel is installed; no start-up files of a person; the hash seed fixed; the project's own package first."
+    "The running interpreter, whatever kernel is installed; no start-up files of a person; hash seed and threads fixed; the project's own package first."
     spec = tmp_path/"jupyter"/"kernels"/"python3"; spec.mkdir(parents=True)
     (spec/"kernel.json").write_text(json.dumps(dict(argv=["/bin/false"], display_name="broken", language="python")))
     startup = tmp_path/"ipython"/"profile_default"/"startup"; startup.mkdir(parents=True); (startup/"a.py").write_text("seed_of_a_person = 1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1"); monkeypatch.setenv("MPLBACKEND", "agg"); monkeypatch.delenv("CAD_THREADS", raising=False)
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path/"jupyter")); monkeypatch.setenv("IPYTHONDIR", str(tmp_path/"ipython"))
-    root = project("import os, sys, json, pathlib\npathlib.Path('seen').write_text(json.dumps([sys.executable, os.environ['PYTHONHASHSEED'], os.environ['PYTHONPATH'], 'seed_of_a_person' in globals()]))")
+    root = project("import os, sys, json, pathlib\npathlib.Path('seen').write_text(json.dumps([sys.executable, os.environ['PYTHONHASHSEED'], os.environ['PYTHONPATH'], 'seed_of_a_person' in globals(), os.environ['OMP_NUM_THREADS'], os.environ['MPLBACKEND']]))")
     run_stage("toy", root, SEED, LiveLog(io.StringIO()))
-    executable, hash_seed, path, polluted = json.loads((root/"nbs"/"pipelines"/"seen").read_text())
-    assert (executable, hash_seed, polluted) == (sys.executable, "0", False) and path.split(os.pathsep)[0] == str(root)
+    executable, hash_seed, path, polluted, threads, backend = json.loads((root/"nbs"/"pipelines"/"seen").read_text())
+    assert (executable, hash_seed, polluted, threads) == (sys.executable, "0", False, "2") and "inline" in backend and path.split(os.pathsep)[0] == str(root)
 
 
 def alive(pid):

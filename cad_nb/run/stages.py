@@ -260,7 +260,9 @@ def kernel_env(
 )->dict[str, str]: # environment of the kernel
     "What a stage's kernel sees: as few as possible of the things that differ between two machines."
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    threads = os.environ.get("CAD_THREADS", "2")
     return dict(os.environ, PYTHONPATH=path, PYTHONHASHSEED="0", IPYTHONDIR=ipython,
+        OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads,  # how a sum is shared out decides its last bits
         MPLBACKEND="module://matplotlib_inline.backend_inline",  # figures go into the report, whatever a person set
         CUBLAS_WORKSPACE_CONFIG=":4096:8",      # lets CUDA's matrix products repeat
         TQDM_MININTERVAL="1",                   # progress bars send a message a second, not ten
@@ -387,6 +389,7 @@ def run_stage(
                 cwd=notebook.parent, log=log, env=kernel_env(root, ipython))
     except PapermillExecutionError as e: raise StageFailed(failure(e, where) + kept) from None
     except DeadKernelError: raise StageFailed(f"{where}: its process ended by itself. Out of memory is the usual reason. {kept}") from None
+    except RuntimeError as e: raise StageFailed(f"{where}: its process did not start or answer: {e}") from None
     except Terminated as e: raise StageFailed(f"{where}: stopped by {e}. {kept}") from None
     write_html(partial, report.with_suffix(".html")); os.replace(partial, report)
     log.write(f"{name}: done in {time.monotonic() - begun:.0f} s, see {report.with_suffix('.html').relative_to(root)}\n")

@@ -11,6 +11,7 @@ release, project_copyright = version, _settings["copyright"]
 extensions = ["myst_nb", "sphinx_copybutton"]
 root_doc = "index"
 nb_execution_mode = "off"
+nb_render_markdown_format = "gfm"  # tables in displayed Markdown
 nb_merge_streams = True
 nb_code_prompt_show, nb_code_prompt_hide = "Show the code", "Hide the code"
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath", "fieldlist", "html_image", "strikethrough", "tasklist"]

@@ -6,8 +6,8 @@
 __all__ = ['FPS', 'SAMPLE_RATE', 'SAMPLES_PER_FRAME', 'exact_div', 'stream', 'seed_all', 'pick_device', 'hash_of', 'ParamsError',
            'fits', 'typed', 'project_root', 'read_params', 'section', 'write_whole']
 
-# %% ../nbs/00_core.ipynb #9c9ee7e2
-import hashlib, json, os, random
+# %% ../nbs/00_core.ipynb #98181e78
+import hashlib, json, os, random, re
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -116,13 +116,15 @@ def project_root(
         if (folder/"params.yaml").is_file(): return folder
     raise FileNotFoundError(f"no params.yaml in {start} or above it: run this inside a cad_nb project")
 
-# %% ../nbs/00_core.ipynb #9561e7b2
+# %% ../nbs/00_core.ipynb #da6a54ff
 def read_params(
     path:str|Path|None=None,  # a params.yaml; by default the one of the project around the working folder
 )->dict:                      # section name to section
-    "All of params.yaml, as yaml reads it; `typed` then checks each section."
+    "All of params.yaml; `typed` then checks each section."
     import yaml
-    return yaml.safe_load(Path(path or project_root()/"params.yaml").read_text())
+    class Loader(yaml.SafeLoader): pass
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+    return yaml.load(Path(path or project_root()/"params.yaml").read_text(), Loader)
 
 # %% ../nbs/00_core.ipynb #937bcefd
 def section(

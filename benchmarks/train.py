@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import torch
 from cad_nb.core import SAMPLES_PER_FRAME, pick_device, read_params, seed_all, typed
 from cad_nb.learn import TrainParams, optimizer_of, step
-from cad_nb.models.cad import VARIANTS, ModelParams, build
+from cad_nb.models.build import build
+from cad_nb.models.cad import VARIANTS, ModelParams
 
 ask = argparse.ArgumentParser(); ask.add_argument("--steps", type=int, default=12); ask.add_argument("--batch", type=int, default=32)
 args, params = ask.parse_args(), read_params()

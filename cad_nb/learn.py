@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from .core import hash_of, seed_all, stream, typed, write_whole
 from .models.distill import spread
-from .models.cad import CAD, LossWeights, ModelParams, build, loss_parts, total_loss
+from .models.build import build
+from .models.cad import CAD, LossWeights, ModelParams, loss_parts, total_loss
 
 # %% ../nbs/50_learn.ipynb #65c9ca9a
 @dataclass
@@ -67,12 +68,13 @@ def autocast(
     "The context in which forward passes run: bfloat16 on CPU and GPU alike, or plain float32."
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
-# %% ../nbs/50_learn.ipynb #626b0196
+# %% ../nbs/50_learn.ipynb #172c2459
 def blocks(
     model:nn.Module, # to train
 )->list[nn.Module]:  # its parts' parts
     "The blocks of a model whose gradients are clipped each by itself: a burst in the loss of one must not slow the others down."
-    return [block for part in model.children() for block in (list(part.children()) or [part])]
+    found = [block for part in model.children() for block in (list(part.children()) or [part])]
+    return [block for block in found if any(p.requires_grad for p in block.parameters())]
 
 # %% ../nbs/50_learn.ipynb #0f65aa3d
 def step(

@@ -4,11 +4,12 @@ from types import SimpleNamespace
 import pytest, torch
 from cad_nb.core import SAMPLES_PER_FRAME, seed_all
 from cad_nb.models.align import Alignment, agreement, offset_curve, similarity, sync_nce
-from cad_nb.models.cad import AUDIO, EVIDENCE, FAKE, SYNC, VARIANTS, VIDEO, ModelParams, build, loss_parts, targets, views
+from cad_nb.models.build import build
+from cad_nb.models.cad import AUDIO, EVIDENCE, FAKE, SYNC, VARIANTS, VIDEO, ModelParams, PretrainedParams, loss_parts, targets, views
 from cad_nb.models.distill import logit_loss, spread, token_loss
 from cad_nb.models.encoders import BANDS, CompactAudio, CompactVideo, log_spectrogram
 
-PARAMS = ModelParams(encoder="compact", align=True, distill="full", modalities=["video", "audio", "sync"], dim=16, layers=1, heads=2, dropout=0., reach=5, window=3, temperature=2.)
+PARAMS = ModelParams(encoder="compact", pretrained=PretrainedParams("", "", 0, False), align=True, distill="full", modalities=["video", "audio", "sync"], dim=16, layers=1, heads=2, dropout=0., reach=5, window=3, temperature=2.)
 NAN = float("nan")
 
 def clips(n=4, T=16, K=2, P=16, Q=16, seed=0):

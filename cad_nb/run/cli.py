@@ -4,19 +4,22 @@
 
 # %% auto #0
 __all__ = ['app', 'MADE', 'GIVEN', 'RESULTS', 'CHECKS', 'plainly', 'root_of_project', 'stage', 'deps', 'git', 'Verdict',
-           'verdict', 'describe', 'compare', 'with_settings', 'forge', 'Finding', 'check', 'check_python',
-           'check_versions', 'check_params', 'check_device', 'check_media', 'check_face_detector',
-           'check_memory_and_disk', 'check_corpora', 'check_dvc', 'doctor']
+           'verdict', 'describe', 'compare', 'default_model', 'judge_of', 'Fail', 'summary', 'progress', 'score',
+           'with_settings', 'forge', 'Finding', 'check', 'check_python', 'check_versions', 'check_params',
+           'check_device', 'check_media', 'check_face_detector', 'check_memory_and_disk', 'check_corpora', 'check_dvc',
+           'doctor']
 
-# %% ../../nbs/92_run.cli.ipynb #49860b2e
+# %% ../../nbs/92_run.cli.ipynb #1f035e8c
 import functools, os, shutil, subprocess, sys, tempfile
+from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, NamedTuple
 import typer
 
-# %% ../../nbs/92_run.cli.ipynb #9836335c
+# %% ../../nbs/92_run.cli.ipynb #e3595ce2
 app = typer.Typer(name="cad", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-    help="Audio-visual deepfake detection by cross-modal alignment and distillation: its stages, its embedded corpora, its health.")
+    help="Audio-visual deepfake detection by cross-modal alignment and distillation: verdicts on videos, its stages, its embedded corpora, its health.")
 
 # %% ../../nbs/92_run.cli.ipynb #cc6da827
 def plainly(
@@ -146,6 +149,87 @@ def compare()->None:
     typer.echo(f"Verdict: {found.sentence}")
     for line in found.details: typer.echo(f"  {line}")
     if found.sentence == "not reproduced": raise typer.Exit(1)
+
+# %% ../../nbs/92_run.cli.ipynb #f9d86668
+def default_model()->Path:  # folder of the checkpoint that `cad score` uses
+    "The full model of the project around the working folder. Raises `FileNotFoundError`, saying how to make one."
+    try: folder = root_of_project()/"out"/"models"/"cad"
+    except FileNotFoundError: raise FileNotFoundError("no model: name a checkpoint with --model, or run `make reproduce` in a cad_nb project and `cad score` inside it") from None
+    if not folder.is_dir(): raise FileNotFoundError(f"there is no trained model in {folder}: run `make reproduce` first, or name a checkpoint with --model")
+    return folder
+
+# %% ../../nbs/92_run.cli.ipynb #cf7ff8ab
+def judge_of(
+    folder:Path,  # of a checkpoint
+    device:str,   # auto, cpu or cuda
+):                # `cad_nb.run.score.Judge`; ends with exit code 2 where there is none
+    "Load a judge, or say in a line why not."
+    from cad_nb.judge.calibration import CardError
+    from cad_nb.learn import CheckpointError
+    from cad_nb.run.score import load_judge
+    try: return load_judge(folder, device)
+    except (CheckpointError, CardError) as e:
+        typer.echo(f"cad: {e}", err=True); raise typer.Exit(2)
+
+# %% ../../nbs/92_run.cli.ipynb #40310c22
+class Fail(str, Enum):
+    "What `--fail-on` takes."
+    cannot_judge = "cannot_judge"
+    fake = "fake"
+    real = "real"
+
+# %% ../../nbs/92_run.cli.ipynb #ffa22182
+@contextmanager
+def summary(
+    out:Path|None,  # folder of the table; None: no table
+):                  # inside, a function of `Judged` and its file that adds a row
+    "`summary.csv`, row by row, so that a run that is stopped has a table of what it did."
+    import csv
+    from cad_nb.run.score import SUMMARY, summary_row
+    if out is None: yield lambda judged, written: None; return
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out/"summary.csv", "w", newline="", encoding="utf-8") as f:
+        table = csv.DictWriter(f, SUMMARY); table.writeheader()
+        def add(judged, written): table.writerow(summary_row(judged, written)); f.flush()
+        yield add
+
+# %% ../../nbs/92_run.cli.ipynb #ad8b7d8b
+def progress(
+    steps,      # iterator
+    n:int,      # of how many
+):              # the same
+    "A bar on standard error where a person waits for several files."
+    from tqdm import tqdm
+    return tqdm(steps, total=n, desc="score", unit="file", disable=n < 2 or not sys.stderr.isatty())
+
+# %% ../../nbs/92_run.cli.ipynb #cd09c5b2
+@app.command()
+@plainly
+def score(
+    videos:Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Files to judge; folders are walked.")],  # any files
+    out:Annotated[Path, typer.Option(help="Folder for the results; made if it is missing.")]=Path("out")/"verdicts",  # from the working folder
+    model:Annotated[Path|None, typer.Option(help="Folder of a checkpoint; by default out/models/cad of this project.")]=None,  # with its card
+    force:Annotated[bool, typer.Option("--force", help="Give a verdict also on what is unlike anything the model was trained on.")]=False,  # override the domain check
+    fail_on:Annotated[Fail|None, typer.Option(help="Exit with code 1 if any file gets this verdict.")]=None,  # for scripts
+    page:Annotated[bool, typer.Option("--page/--no-page", help="Write an HTML page for each file, beside the JSON.")]=True,  # with pictures
+    device:Annotated[str, typer.Option(help="auto, cpu or cuda.")]="auto",  # as for `pick_device`
+)->None:
+    """Judge videos: a line each, a JSON and a page in --out, for several files a summary.csv too.
+
+    Exit codes: 0 each file has its result, whatever the verdict. 1 a file got the verdict that --fail-on names. 2 nothing could be judged: no model, no file, a folder that cannot be written.
+    """
+    judge = judge_of(model or default_model(), device)
+    from tqdm import tqdm
+    from cad_nb.run.score import files_in, line, score_files
+    paths, left = files_in(videos)
+    if left: typer.echo(f"{left} files in folders do not look like recordings and were left out", err=True)
+    if not paths: typer.echo("cad: there is no file to judge", err=True); raise typer.Exit(2)
+    verdicts = set()
+    with summary(out if len(paths) > 1 else None) as write:
+        for _, judged, written in progress(score_files(paths, judge, out, force, page), len(paths)):
+            write(judged, written); verdicts.add(judged.record["verdict"])
+            tqdm.write(line(judged, written))
+    if fail_on and fail_on.value in verdicts: raise typer.Exit(1)
 
 # %% ../../nbs/92_run.cli.ipynb #33d829e5
 def with_settings(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PERCENT', 'CSS', 'Html', 'escaped', 'shown', 'with_intervals', 'numeric', 'html_table', 'markdown_table', 'embedded',
-           'section', 'page', 'write_page']
+           'figure', 'box', 'facts', 'meter', 'section', 'page', 'write_page']
 
 # %% ../../nbs/81_show.report.ipynb #05a7a098
 import base64, html, io, re
@@ -96,10 +96,61 @@ def embedded(
         plt.imsave(file := io.BytesIO(), np.asarray(picture), format="png", cmap="gray", **({} if np.asarray(picture).dtype == np.uint8 else dict(vmin=0, vmax=1))); picture = file.getvalue()
     return Html(f'<img alt="{escaped(alt)}" src="data:image/png;base64,{base64.b64encode(picture).decode()}">')
 
-# %% ../../nbs/81_show.report.ipynb #3a55ebdc
+# %% ../../nbs/81_show.report.ipynb #fc8ab13f
+def figure(
+    wide,            # as for `embedded`
+    alt:str,         # what it shows, for those who cannot see it
+    caption="",      # a line below it
+    narrow=None,     # the same for a small screen; None: a small screen scrolls sideways
+)->Html:
+    "A picture with its caption."
+    image = embedded(wide, alt)
+    if narrow is None: image = f'<div class="wide" tabindex="0" role="group" aria-label="{escaped(alt)}">{image}</div>'
+    else:
+        small = re.search(r'src="([^"]*)"', embedded(narrow, alt))[1]
+        image = f'<picture><source media="(max-width:600px)" srcset="{small}">{image}</picture>'
+    return Html(f"<figure>{image}{f'<figcaption>{escaped(caption)}</figcaption>' if caption else ''}</figure>")
+
+# %% ../../nbs/81_show.report.ipynb #f1955704
+def box(
+    *parts,            # `Html`, or text that becomes paragraphs
+    kind:str="notice", # notice, verdict, or "verdict stern": the only mark in a warm colour
+    heading="",        # in large letters
+)->Html:
+    "Something that must not be overlooked."
+    inner = "".join(p if isinstance(p, Html) else f"<p>{escaped(p)}</p>" for p in parts)
+    return Html(f"<div class=\"{escaped(kind)}\">{f'<strong>{escaped(heading)}</strong>' if heading else ''}{inner}</div>")
+
+# %% ../../nbs/81_show.report.ipynb #12445833
+def facts(
+    values:dict,  # name -> anything
+)->Html:
+    "A few names and values side by side."
+    return Html(f"<dl class=\"facts\">{''.join(f'<div><dt>{escaped(k)}</dt><dd>{escaped(v if isinstance(v, Html) else shown(v))}</dd></div>' for k, v in values.items())}</dl>")
+
+# %% ../../nbs/81_show.report.ipynb #9f73b2ae
+def meter(
+    name:str,          # of what is measured
+    value:float|None,  # 0..1; None or nan = unknown: hatched, never empty
+    note="",           # a line below it
+)->Html:
+    "A share as a bar with its number."
+    known = value is not None and not np.isnan(value)
+    bar = f'<span class="bar"><i style="width:{100 * value:.1f}%"></i></span><b>{value:.2f}</b>' if known else '<span class="bar none"></span><b>–</b>'
+    return Html(f"<div class=\"meter\"><span>{escaped(name)}</span>{bar}{f'<span class=small>{escaped(note)}</span>' if note else ''}</div>")
+
+# %% ../../nbs/81_show.report.ipynb #144d54dc
 CSS = """body{font:15px/1.5 system-ui,sans-serif;color:#333;max-width:860px;margin:2.5rem auto;padding:0 1rem}h1{font-size:1.6rem;margin:0}h2{font-size:1.15rem;margin:2rem 0 .5rem}
 .from{color:#767676;margin:.2rem 0 1.5rem}img{max-width:100%}table{border-collapse:collapse;font-size:.87rem;margin:.8rem 0;display:block;overflow-x:auto}caption{text-align:left;color:#767676}
-th,td{padding:.25rem .7rem;text-align:left;border-bottom:1px solid #e4e4e4}th{border-bottom:1.5px solid #767676}.num{text-align:right;font-variant-numeric:tabular-nums}"""
+th,td{padding:.25rem .7rem;text-align:left;border-bottom:1px solid #e4e4e4}th{border-bottom:1.5px solid #767676}.num{text-align:right;font-variant-numeric:tabular-nums}
+h1{overflow-wrap:anywhere}.from{overflow-wrap:anywhere}picture img,figure img{display:block;height:auto}figure{margin:1rem 0 1.4rem}figcaption,.small{color:#595959;font-size:.87rem}
+.verdict{border:1px solid #d9d9d9;border-left:6px solid #5f6b76;border-radius:4px;padding:1rem 1.2rem;margin:1.2rem 0}.verdict.stern{border-left-color:#b54708}.verdict strong{display:block;font-size:1.7rem;line-height:1.2;margin-bottom:.35rem}
+.verdict p{margin:.35rem 0}.notice{background:#f6f4ee;border-left:6px solid #8c6d31;border-radius:4px;padding:.7rem 1.2rem;margin:1rem 0}.notice p{margin:.2rem 0}
+.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(7.2rem,1fr));gap:.9rem 1.4rem;margin:1.2rem 0}.facts dt{color:#595959;font-size:.8rem}.facts dd{margin:0;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
+.meter{display:grid;grid-template-columns:7.5rem 1fr 3.2rem;gap:.2rem .8rem;align-items:center;margin:.7rem 0}.meter .bar{height:.7rem;background:#eaf1f6;border-radius:2px;overflow:hidden}.meter .bar i{display:block;height:100%;background:#0072b2}
+.meter .bar.none{background:repeating-linear-gradient(135deg,#f3f3f3 0 4px,#dcdcdc 4px 5px)}.meter .small{grid-column:2/4}.meter b{text-align:right;font-weight:600;font-variant-numeric:tabular-nums}
+.wide{overflow-x:auto}.wide img{max-width:none;width:100%;min-width:600px}@media(max-width:600px){body{margin:1.2rem auto}.meter{grid-template-columns:4.6rem 1fr 3rem}.verdict strong{font-size:1.4rem}}
+@media print{body{max-width:none;margin:0}section,figure,.verdict,.notice{break-inside:avoid}}"""
 
 # %% ../../nbs/81_show.report.ipynb #4f6f4b23
 def section(

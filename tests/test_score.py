@@ -1,0 +1,300 @@
+"A file gets a verdict or a reason why not; names from outside stay text; no file stops the rest; and what a model's card says comes from validation."
+import csv, json, os, pickle, re, shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+import av, numpy as np, pandas as pd, pytest, soundfile, torch
+from typer.testing import CliRunner
+from cad_nb.core import hash_of, read_params, seed_all, typed
+from cad_nb.data.clips import Batch
+from cad_nb.forge.corpus import ForgeParams, forge_clip, plan_fakeavceleb
+from cad_nb.judge.calibration import MODES, VIEWS, Card, CardError, answers, calibrated, make_card, only, platt, read_card, write_card
+from cad_nb.learn import load_checkpoint, save_checkpoint
+from cad_nb.media.windows import Window
+from cad_nb.models.build import build
+from cad_nb.models.cad import EVIDENCE, VARIANTS
+from cad_nb.run import score as S
+from cad_nb.run.cli import app
+from cad_nb.show.plots import file_timeline
+from conftest import ROOT
+from test_models import PARAMS, clips as raw_clips
+
+PREPARE = dict(detector="mtcnn", detect_every=5, min_face_px=32, face_px=16, mouth_px=16, sharp=2, frames=16, trim_silence=True, windows=1, max_s=60.)
+TELLS = platt([0, 1]*8, np.arange(16) % 2*2. - 1) | dict(tells=True)
+KEYS = "file status coverage score verdict evidence timeline tracks model warnings".split()
+
+
+def checkpoint(folder, variant="cad", **card):
+    "An untrained model with a card that claims more."
+    seed_all(0)
+    save_checkpoint(folder, build(replace(PARAMS, **VARIANTS[variant]), 16, 16), dict(face_px=16, mouth_px=16))
+    claims = dict(trained_on=dict(corpora=["forged"], embedded=True), prepare=PREPARE, precision="float32", threshold=dict.fromkeys(MODES, .5),
+        calibration={m: dict.fromkeys(EVIDENCE, TELLS) for m in MODES}, spread=dict.fromkeys(MODES), domain=dict.fromkeys(VIEWS))
+    write_card(folder, Card(hash_of(folder/"model.safetensors"), **claims | card))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    "A forged clip; the same without sound; its sound alone; no media at all."
+    root = tmp_path_factory.mktemp("files")
+    params = typed(read_params(ROOT/"params.yaml")["forge"], ForgeParams, "forge")
+    job = plan_fakeavceleb(replace(params, frames=50), 0)[0]
+    forge_clip(job, root)
+    shutil.copy(root/job.path, root/"whole.mp4")
+    with av.open(root/"whole.mp4") as old, av.open(root/"mute.mp4", "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(old.streams.video[0]):
+            if packet.dts is not None: packet.stream = stream; new.mux(packet)
+    with av.open(root/"whole.mp4") as old: soundfile.write(root/"sound.wav", np.concatenate([f.to_ndarray().mean(0) for f in old.decode(audio=0)]), old.streams.audio[0].rate)
+    (root/"text.mp4").write_text("no media")
+    return root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory): return checkpoint(tmp_path_factory.mktemp("model"))
+
+@pytest.fixture(scope="module")
+def judge(folder): return S.load_judge(folder, "cpu")
+
+@pytest.fixture(scope="module")
+def whole(files, judge): return S.score_file(files/"whole.mp4", judge)
+
+
+def strange(judge, far=3.):
+    "The same judge, for whom everything lies that far from home."
+    domain = {k: SimpleNamespace(distance=lambda x: np.full(len(x), far)) for k in VIEWS}
+    return replace(judge, card=replace(judge.card, domain=domain))
+
+
+# one file ------------------------------------------------------------------------------------------------------------
+
+def test_the_record_is_the_promised_one(whole, files):
+    r = whole.record
+    assert list(r) == KEYS and r["status"] == "ok" and r["verdict"] in ("real", "fake") and r["file"] == str(files/"whole.mp4")
+    assert list(r["evidence"]) == ["video", "audio", "sync"] and list(r["model"]) == ["checkpoint_hash", "trained_on", "threshold", "calibration"]
+    assert all(list(t) == ["start_s", "end_s", "score", "video", "audio", "sync", "offset_frames", "status"] for t in r["timeline"])
+    judged = [t for t in r["timeline"] if t["score"] is not None]
+    assert len(judged) == 3 and r["coverage"] == pytest.approx(48/50, abs=.03)
+    assert [t["score"] for t in r["timeline"] if t["status"] != "ok"] == [None]*(len(r["timeline"]) - 3)
+    assert json.loads(json.dumps(r, allow_nan=False)) == r
+
+
+def test_the_score_is_the_mean_logit_calibrated(whole):
+    logits = [row["fake"] for row in whole.found.rows if row["mode"] == "both"]
+    assert whole.record["score"] == pytest.approx(float(calibrated(np.mean(logits), TELLS)), abs=1e-4)
+    assert (whole.record["verdict"] == "fake") == (whole.record["score"] >= .5)
+
+
+def test_a_window_is_what_the_model_was_trained_on(files, judge):
+    "The same crops, whether they come through a shard or straight from the file."
+    from cad_nb.data.shards import sharp_frames
+    windows = [w for w in S.read_windows(files/"whole.mp4", judge.detector, judge.options, 16) if w.face is not None]
+    batch = S.as_batch(windows, PREPARE)
+    assert batch.face.shape == (3, 2, 16, 16, 3) and batch.mouth.shape == (3, 16, 16, 16) and batch.audio.shape == (3, 16*640)
+    assert np.array_equal(batch.face[1].numpy(), windows[1].face[sharp_frames(16, 2)]) and np.array_equal(batch.audio[2].numpy(), windows[2].audio)
+
+
+@pytest.mark.parametrize("name, mode, unknown, words", [("mute.mp4", "video", ["audio", "sync"], "picture alone"), ("sound.wav", "audio", ["video", "sync"], "sound alone")])
+def test_half_a_file_gets_half_a_verdict(files, judge, name, mode, unknown, words):
+    judged = S.score_file(files/name, judge)
+    r = judged.record
+    assert judged.mode == mode and r["verdict"] in ("real", "fake") and r["status"] in ("no_audio", "no_video")
+    assert all(r["evidence"][k] is None for k in unknown) and r["evidence"][mode] is not None
+    assert any(words in w for w in r["warnings"])
+
+
+@pytest.mark.parametrize("name", ["text.mp4", "missing.mp4", "."])
+def test_nothing_to_judge(files, judge, name):
+    judged = S.score_file(files/name, judge)
+    r = judged.record
+    assert r["verdict"] == "cannot_judge" and r["score"] is None and r["coverage"] == 0 and r["status"] != "ok" and judged.why
+    assert "Cannot judge" in S.verdict_page(judged, judge, files/name)
+
+
+def test_far_from_home_there_is_no_verdict_unless_asked(files, judge):
+    far = strange(judge)
+    judged, forced = (S.score_file(files/"whole.mp4", far, force) for force in (False, True))
+    assert judged.record["verdict"] == "cannot_judge" and judged.record["score"] is None and set(judged.record["evidence"].values()) == {None}
+    assert "3.00 times as far" in " ".join(judged.record["warnings"]) and "What drove it" in (text := S.verdict_page(judged, far, files/"whole.mp4")) and "Heat on a face" in text
+    assert forced.record["score"] is not None and any(w.startswith("--force") for w in forced.record["warnings"])
+    assert S.score_file(files/"whole.mp4", strange(judge, .9)).record["verdict"] != "cannot_judge"
+
+
+def test_a_model_that_cannot_tell_is_not_asked(files, judge):
+    blind = replace(judge, card=replace(judge.card, threshold=dict.fromkeys(MODES)))
+    r = S.score_file(files/"whole.mp4", blind, force=True).record
+    assert r["verdict"] == "cannot_judge" and "cannot tell" in " ".join(r["warnings"])
+    deaf = replace(judge, card=replace(judge.card, calibration={m: dict.fromkeys(EVIDENCE, TELLS) | dict(audio=TELLS | dict(tells=False)) for m in MODES}))
+    r = S.score_file(files/"whole.mp4", deaf).record
+    assert r["evidence"]["audio"] is None and r["evidence"]["video"] is not None and r["verdict"] != "cannot_judge"
+
+
+def test_a_high_window_in_a_genuine_file_is_named(whole, judge):
+    rows = [dict(r, fake=-3.) for r in whole.found.rows if r["mode"]]; rows[1]["fake"] = 4.
+    said = S.cautions(rows, "both", dict(coverage=1., verdict="real"), judge, False)
+    assert any("1 of 3 windows score above the threshold, the highest at 0.6 s" in s for s in said)
+
+
+def test_memory_does_not_grow_with_the_file(judge):
+    g = np.random.default_rng(0)
+    found = S.Findings()
+    for i in range(0, 400, 8):
+        windows = [Window("ok", "", 0, 16*(i + k), 16, g.integers(0, 255, (16, 16, 16, 3)).astype(np.uint8), g.integers(0, 255, (16, 16, 16)).astype(np.uint8), g.normal(size=10240).astype(np.float32)*.1, thumb=np.zeros((9, 16, 3), np.uint8)) for k in range(8)]
+        S.add_windows(found, windows, judge)
+    assert len(found.rows) == 400 and len(found.thumbs.kept) <= found.thumbs.most and sum(map(len, found.tops.values())) == S.TOPS
+    best = sorted((r["fake"] for r in found.rows), reverse=True)[:S.TOPS]
+    assert sorted((t[0] for t in found.tops["both"]), reverse=True) == best
+
+
+# the page ------------------------------------------------------------------------------------------------------------
+
+def test_the_page_stands_alone_and_says_what_the_model_is_worth(whole, judge, files):
+    page = S.verdict_page(whole, judge, files/"whole.mp4")
+    assert set(re.findall(r'src(?:set)?="([^"]{11})', page)) == {"data:image/"} and page.count("http") == 1 and "<script" not in page and "default-src 'none'" in page
+    assert "never seen a real face" in page and "means nothing yet" in page and "verdict stern\"" not in page
+    assert page.count("<figure>") == 2 + S.TOPS and hash_of(files/"whole.mp4") in page and all(alt for alt in re.findall(r'alt="([^"]*)"', page))
+
+
+def test_only_a_model_that_knows_faces_may_accuse_in_colour(whole, judge, files):
+    knowing = replace(judge, card=replace(judge.card, trained_on=dict(corpora=["real"], embedded=False)))
+    fake = replace(whole, record=whole.record | dict(verdict="fake"), why=[])
+    assert 'class="verdict stern"' in S.verdict_page(fake, knowing, files/"whole.mp4")
+    assert 'class="verdict stern"' not in S.verdict_page(fake, judge, files/"whole.mp4")
+
+
+@pytest.mark.filterwarnings("error")
+def test_timelines_of_odd_files():
+    columns = ["start_s", "end_s", "score", "video", "audio", "sync", "offset_frames"]
+    for rows in ([], [[0, 1, np.nan, np.nan, np.nan, np.nan, np.nan]], [[0, 1, .5, .5, np.nan, np.nan, np.nan], [5000, 5001, .9, 1, 1, 1, -3]]):
+        for thumbs in ([], [(.5, np.zeros((90, 160, 3), np.uint8))]*3): file_timeline(pd.DataFrame(rows, columns=columns, dtype=float), 5400., "made up", thumbs, .5, 3.7).canvas.draw()
+
+
+# the command ---------------------------------------------------------------------------------------------------------
+
+def cad(*words): return CliRunner().invoke(app, ["score", *map(str, words)])
+
+
+def test_names_from_outside_stay_text(files, folder, tmp_path):
+    "Markup, quotes, lines, escape codes, formulas and bytes that are no text; with a broken file among them, and two of one name."
+    names = [b"<script>alert(1)<script>.mp4", b"\"quo'ted\" & co.mp4", b"two\nlines\x1b[31m.mp4", b"caf\xe9\xff.mp4", b"=1+1.mp4", "\u202egpj.mp4".encode(), b"sub/=1+1.mp4"]
+    inputs = tmp_path/"in"; (inputs/"sub").mkdir(parents=True)
+    for name in names: shutil.copy(files/"mute.mp4", os.path.join(os.fsencode(inputs), name))
+    Path(os.fsdecode(os.path.join(os.fsencode(inputs), b"0 broken\xe9.mp4"))).write_bytes((files/"whole.mp4").read_bytes()[:300]); (inputs/"notes.txt").write_text("left out"); os.mkfifo(inputs/"pipe.mp4")
+    done = cad(inputs, "--model", folder, "--out", tmp_path/"out")
+    assert done.exit_code == 0, done.output
+    assert "2 files in folders do not look like recordings" in done.output and "\x1b" not in done.output and "\u202e" not in done.output
+    pages, records = sorted((tmp_path/"out").glob("*.html")), [json.loads(p.read_text()) for p in sorted((tmp_path/"out").glob("*.json"))]
+    assert len(pages) == len(records) == len(names) + 1 and all(re.fullmatch(r"[\w.-]+", p.name) for p in pages)
+    assert sum(r["verdict"] == "cannot_judge" for r in records) == 1 and any(r["file"].endswith(r"caf\xe9\xff.mp4") for r in records)
+    for page in pages: assert not re.search(r"<script|\x1b|\u202e|<[^>]*alert", page.read_text(encoding="utf-8"))
+    with open(tmp_path/"out"/"summary.csv", newline="", encoding="utf-8") as f: rows = list(csv.DictReader(f))
+    assert len(rows) == len(names) + 1 and {r["result"] for r in rows} == {p.name for p in pages} and not any(v[:1] in tuple("=+@") for r in rows for v in r.values())
+    table = [S.summary_row(replace(S.broken("=1+1.mp4", SimpleNamespace(card=read_card(folder)), ValueError())), Path("x"))]
+    assert table[0]["file"] == "'=1+1.mp4"
+
+
+def test_exit_codes(files, folder, tmp_path):
+    both = [files/"whole.mp4", files/"text.mp4", "--model", folder, "--out", tmp_path, "--no-page"]
+    assert cad(*both).exit_code == 0 and not list(tmp_path.glob("*.html"))
+    assert cad(*both, "--fail-on", "cannot_judge").exit_code == 1
+    assert cad(files/"mute.mp4", *both[2:], "--fail-on", "cannot_judge").exit_code == 0
+    assert cad(*both, "--fail-on", "perhaps").exit_code == 2
+    assert cad(files/"empty folder", "--model", tmp_path/"nowhere", "--out", tmp_path).exit_code == 2
+    (tmp_path/"file").write_text(""); assert cad(files/"text.mp4", "--model", folder, "--out", tmp_path/"file").exit_code == 2
+    assert "Exit codes" in CliRunner().invoke(app, ["score", "--help"]).output
+
+
+def test_without_a_model(tmp_path, monkeypatch):
+    (tmp_path/"params.yaml").write_text("seed: 0\n"); monkeypatch.chdir(tmp_path)
+    done = cad("clip.mp4")
+    assert done.exit_code == 2 and "make reproduce" in done.output and "Traceback" not in done.output
+
+
+def test_one_bad_file_never_stops_the_rest(files, judge, tmp_path, monkeypatch):
+    real = S.read_windows
+    def breaks(path, *a, **k):
+        if Path(path).name == "mute.mp4": raise RuntimeError("a fault <b>nobody</b> knew")
+        return real(path, *a, **k)
+    monkeypatch.setattr(S, "read_windows", breaks)
+    done = list(S.score_files([files/"mute.mp4", files/"whole.mp4"], judge, tmp_path))
+    assert [j.record["status"] for _, j, _ in done] == ["error", "ok"] and list(done[0][1].record) == KEYS
+    assert "a fault &lt;b&gt;nobody" in done[0][2].read_text()
+
+
+@pytest.mark.parametrize("name", ["/proc/self/mem", ".", "/nowhere"])
+def test_files_that_cannot_be_read_have_no_fingerprint(name): assert S.fingerprint(name) == "–"
+
+
+def test_files_of_folders(tmp_path):
+    for name in ("b.mp4", "a/c.WAV", "a/notes.txt"): (tmp_path/name).parent.mkdir(exist_ok=True); (tmp_path/name).write_text("")
+    (tmp_path/"loop").symlink_to(tmp_path)
+    found, left = S.files_in([tmp_path, tmp_path/"b.mp4", tmp_path/"a"/"notes.txt"])
+    assert [f.name for f in found] == ["b.mp4", "c.WAV", "notes.txt"] and left == 1
+
+
+# the card ------------------------------------------------------------------------------------------------------------
+
+class Toy:
+    "Clips of eight people, of which the model can see who is fake: the same face twice, once with a brightness that betrays it."
+    def __init__(self, n, seed):
+        y = np.arange(n) % 2
+        self.rows = pd.DataFrame(dict(id=[f"clip{i}" for i in range(n)], identity_source=[f"person{i//4}" for i in range(n)]))
+        raw = raw_clips(n=4, seed=seed)
+        t = lambda v: torch.tensor(v, dtype=torch.float)
+        self.whole = Batch(raw.face[:1].repeat(n, 1, 1, 1, 1), raw.mouth[:1].repeat(n, 1, 1, 1), raw.audio[:1].repeat(n, 1) + .02*torch.randn(n, raw.audio.shape[1], generator=torch.Generator().manual_seed(seed)),
+            torch.ones(n).bool(), torch.ones(n).bool(), t(y), t(y), t(0*y), t(0*y), torch.arange(n))
+        self.whole.face[y == 1] //= 3
+        self.whole.has_audio[:4] = False
+
+
+@pytest.fixture(scope="module")
+def carded(folder): 
+    model, _ = load_checkpoint(folder)
+    return make_card(model, folder, Toy(48, 0), Toy(32, 1), lambda c: [c.whole.map(lambda t: t[i:i+8]) for i in range(0, len(c.rows), 8)], dict(corpora=["toy"], embedded=True), PREPARE, "float32")
+
+
+def test_the_card_comes_from_validation(carded, folder, tmp_path):
+    fake = carded.calibration["video"]["fake"]
+    assert fake["n_real"] + fake["n_fake"] == 32 and carded.calibration["both"]["fake"]["n_fake"] == 14
+    assert carded.calibration["video"]["audio"] is None and carded.calibration["both"]["audio"] is None        # not said; and one class only
+    assert (carded.threshold["video"] is None) == (not fake["tells"]) and set(carded.domain) == set(VIEWS)
+    for name in ("model.safetensors", "model.json"): shutil.copy(folder/name, tmp_path)
+    write_card(tmp_path, carded)
+    again = read_card(tmp_path)
+    assert all(np.array_equal(again.domain[k].whiten, carded.domain[k].whiten) for k in VIEWS) and again.threshold == carded.threshold
+
+
+def test_the_domain_knows_its_own_and_no_other(carded, folder):
+    model, _ = load_checkpoint(folder)
+    own, foreign = Toy(16, 2).whole, Toy(16, 3).whole
+    foreign.face = torch.randint(0, 2, foreign.face.shape, dtype=torch.uint8)*255
+    own.face = Toy(16, 1).whole.face
+    near, far = (carded.domain["face"].distance(answers(model, b, "float32").seen["face"]) for b in (own, foreign))
+    assert near.max() <= 1 + 1e-6 and far.min() > 1
+
+
+def test_only_leaves_nothing_of_the_other(carded):
+    b = Toy(8, 0).whole
+    alone = only(b, "audio")
+    assert len(alone) == 4 and not alone.face.any() and not alone.has_video.any() and alone.audio.any()
+    assert len(only(b, "video")) == 8 and not only(b, "video").audio.any() and len(only(b, "both")) == 4
+
+
+def test_cards_that_cannot_be_trusted(tmp_path):
+    checkpoint(tmp_path)
+    card = json.loads((tmp_path/"card.json").read_text())
+    class Bomb:
+        def __reduce__(self): return (Path.touch, (tmp_path/"executed",))
+    for bad in (b"", b"{", b"[]", pickle.dumps(Bomb()), json.dumps({k: v for k, v in card.items() if k != "threshold"}).encode(), json.dumps(card | dict(threshold=dict(both=.5))).encode(), json.dumps(card | dict(more=1)).encode()):
+        (tmp_path/"card.json").write_bytes(bad)
+        with pytest.raises(CardError, match="cannot be read"): read_card(tmp_path)
+    assert not (tmp_path/"executed").exists()
+    checkpoint(tmp_path)
+    (tmp_path/"card.safetensors").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(CardError, match="not the one"): read_card(tmp_path)
+    (tmp_path/"card.safetensors").unlink()
+    with pytest.raises(CardError, match="has no card.safetensors"): read_card(tmp_path)
+    checkpoint(tmp_path)
+    with open(tmp_path/"model.safetensors", "ab") as f: f.write(b"x")
+    with pytest.raises(CardError, match="other weights"): read_card(tmp_path)

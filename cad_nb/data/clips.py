@@ -61,7 +61,7 @@ def map_shard(
     data = np.empty(0, np.uint8) if empty else np.memmap(path, np.uint8, "r", offset=8 + n)
     return {k: data[slice(*h["data_offsets"])].view(DTYPES[h["dtype"]]).reshape(h["shape"]) for k,h in header.items()}
 
-# %% ../../nbs/34_data.clips.ipynb #ea8a766d
+# %% ../../nbs/34_data.clips.ipynb #e59d032d
 class Clips:
     "Stored windows of the clips of a manifest: `rows` says what they are and where in the file they lie, `batch` gives them."
     def __init__(self,
@@ -89,7 +89,7 @@ class Clips:
         idx,       # (B,) int, which rows
     )->Batch:
         "Those windows as they were stored."
-        idx = np.array(idx, np.int64)
+        idx = np.asarray(idx).astype(np.int64)
         data = {k: np.empty((len(idx), *a.shape[1:]), a.dtype) for k,a in self.shards[0].items()}
         for i,(shard,row) in enumerate(self.at[idx]):
             for k,out in data.items(): out[i] = self.shards[shard][k][row]

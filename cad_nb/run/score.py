@@ -351,7 +351,7 @@ def lasting(
     "How long a file is, by what was read of it and by what it claims."
     return max(judged.reading.duration_s, judged.reading.n_ticks / FPS) if judged.reading else 0.
 
-# %% ../../nbs/90_run.score.ipynb #3f94fe55
+# %% ../../nbs/90_run.score.ipynb #67e93aaa
 STEPS = 32   # of the path of Integrated Gradients
 
 def explained(
@@ -362,7 +362,7 @@ def explained(
     "Which parts of a window moved its logit towards fake."
     view = judge.model.views(one.to(judge.device))
     inputs, names = (view.face, view.mouth, view.spec), ("face", "mouth", "spectrum")
-    found = attribute(head_forward(judge.model), inputs, baselines_of(inputs, ("mean", "still", "quiet")), n_steps=STEPS, internal_batch_size=BATCH, args=(view.has_video, view.has_audio))
+    found = attribute(head_forward(judge.model), inputs, baselines_of(inputs, ("blurred", "still", "quiet")), n_steps=STEPS, internal_batch_size=BATCH, args=(view.has_video, view.has_audio))
     there = dict(face=bool(one.has_video), mouth=bool(one.has_video), spectrum=bool(one.has_audio))
     heats = {n: heat_map(v, smooth_px=2. if n == "face" else 0.)[0].cpu().numpy() for n, v in zip(names, found.values) if there[n]}
     shown = dict(face=one.face[0].numpy(), mouth=one.mouth[0].numpy(), spectrum=view.spec[0].cpu().numpy())

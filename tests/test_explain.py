@@ -205,3 +205,12 @@ def test_profiles_add_up(clips, forward):
 def test_span_mask_needs_half_a_step():
     assert at.span_mask((.04, .16), 5, .2).tolist() == [False, True, True, True, False]
     assert at.span_mask((.03, .05), 5, .2).tolist() == [False]*5 and at.span_mask((0, .02), 5, .2)[0]
+
+
+def test_against_references_is_complete_and_nothing_for_the_reference_itself(clips, forward):
+    inputs, _, args = clips
+    a = at.against(forward, inputs, tuple(x[1:] for x in inputs), n_steps=64, args=args)
+    assert a.delta.abs().max() < 1e-3 < (a.logit - a.logit_baseline).abs().max()
+    torch.testing.assert_close(at.contributions(a.values).sum(1), a.logit - a.logit_baseline, atol=1e-3, rtol=0)
+    alone = at.against(forward, inputs, tuple(x[:1] for x in inputs), args=args)
+    assert all(v[0].abs().max() == 0 for v in alone.values) and alone.values[0][1].abs().max() > 0

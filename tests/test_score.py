@@ -29,7 +29,8 @@ def checkpoint(folder, variant="cad", **card):
     seed_all(0)
     save_checkpoint(folder, build(replace(PARAMS, **VARIANTS[variant]), 16, 16), dict(face_px=16, mouth_px=16))
     claims = dict(trained_on=dict(corpora=["forged"], embedded=True), prepare=PREPARE, precision="float32", threshold=dict.fromkeys(MODES, .5),
-        calibration={m: dict.fromkeys(EVIDENCE, TELLS) for m in MODES}, spread=dict.fromkeys(MODES), domain=dict.fromkeys(VIEWS))
+        calibration={m: dict.fromkeys(EVIDENCE, TELLS) for m in MODES}, spread=dict.fromkeys(MODES), domain=dict.fromkeys(VIEWS),
+        references=dict(face=np.full((2, 2, 16, 16, 3), 90, np.uint8), mouth=np.full((2, 16, 16, 16), 90, np.uint8), audio=np.full((2, 16*640), .01, np.float32)))
     write_card(folder, Card(hash_of(folder/"model.safetensors"), **claims | card))
     return folder
 
@@ -75,8 +76,8 @@ def test_the_record_is_the_promised_one(whole, files):
     assert list(r["evidence"]) == ["video", "audio", "sync"] and list(r["model"]) == ["checkpoint_hash", "trained_on", "threshold", "calibration"]
     assert all(list(t) == ["start_s", "end_s", "score", "video", "audio", "sync", "offset_frames", "status"] for t in r["timeline"])
     judged = [t for t in r["timeline"] if t["score"] is not None]
-    assert len(judged) == 3 and r["coverage"] == pytest.approx(48/50, abs=.03)
-    assert [t["score"] for t in r["timeline"] if t["status"] != "ok"] == [None]*(len(r["timeline"]) - 3)
+    assert len(judged) == len([t for t in r["timeline"] if t["status"] == "ok"]) >= 3 and 48/50 - .03 <= r["coverage"] <= 1
+    assert all(t["score"] is None for t in r["timeline"] if t["status"] != "ok")
     assert json.loads(json.dumps(r, allow_nan=False)) == r
 
 
@@ -91,7 +92,8 @@ def test_a_window_is_what_the_model_was_trained_on(files, judge):
     from cad_nb.data.shards import sharp_frames
     windows = [w for w in S.read_windows(files/"whole.mp4", judge.detector, judge.options, 16) if w.face is not None]
     batch = S.as_batch(windows, PREPARE)
-    assert batch.face.shape == (3, 2, 16, 16, 3) and batch.mouth.shape == (3, 16, 16, 16) and batch.audio.shape == (3, 16*640)
+    n = len(windows)
+    assert n >= 3 and batch.face.shape == (n, 2, 16, 16, 3) and batch.mouth.shape == (n, 16, 16, 16) and batch.audio.shape == (n, 16*640)
     assert np.array_equal(batch.face[1].numpy(), windows[1].face[sharp_frames(16, 2)]) and np.array_equal(batch.audio[2].numpy(), windows[2].audio)
 
 
@@ -133,7 +135,7 @@ def test_a_model_that_cannot_tell_is_not_asked(files, judge):
 def test_a_high_window_in_a_genuine_file_is_named(whole, judge):
     rows = [dict(r, fake=-3.) for r in whole.found.rows if r["mode"]]; rows[1]["fake"] = 4.
     said = S.cautions(rows, "both", dict(coverage=1., verdict="real"), judge, False)
-    assert any("1 of 3 windows score above the threshold, the highest at 0.6 s" in s for s in said)
+    assert any(f"1 of {len(rows)} windows score above the threshold, the highest at 0.6 s" in s for s in said)
 
 
 def test_memory_does_not_grow_with_the_file(judge):
@@ -151,7 +153,7 @@ def test_memory_does_not_grow_with_the_file(judge):
 
 def test_the_page_stands_alone_and_says_what_the_model_is_worth(whole, judge, files):
     page = S.verdict_page(whole, judge, files/"whole.mp4")
-    assert set(re.findall(r'src(?:set)?="([^"]{11})', page)) == {"data:image/"} and page.count("http") == 1 and "<script" not in page and "default-src 'none'" in page
+    assert set(re.findall(r'src(?:set)?="([^"]{11})', page)) == {"data:image/"} and not re.search("<script|https?:", page) and "default-src 'none'" in page
     assert "never seen a real face" in page and "means nothing yet" in page and "verdict stern\"" not in page
     assert page.count("<figure>") == 2 + S.TOPS and hash_of(files/"whole.mp4") in page and all(alt for alt in re.findall(r'alt="([^"]*)"', page))
 
@@ -239,13 +241,15 @@ class Toy:
     "Clips of eight people, of which the model can see who is fake: the same face twice, once with a brightness that betrays it."
     def __init__(self, n, seed):
         y = np.arange(n) % 2
-        self.rows = pd.DataFrame(dict(id=[f"clip{i}" for i in range(n)], identity_source=[f"person{i//4}" for i in range(n)]))
+        self.rows = pd.DataFrame(dict(id=[f"clip{i}" for i in range(n)], identity_source=[f"person{i//4}" for i in range(n)], y=y, y_audio=0))
         raw = raw_clips(n=4, seed=seed)
         t = lambda v: torch.tensor(v, dtype=torch.float)
         self.whole = Batch(raw.face[:1].repeat(n, 1, 1, 1, 1), raw.mouth[:1].repeat(n, 1, 1, 1), raw.audio[:1].repeat(n, 1) + .02*torch.randn(n, raw.audio.shape[1], generator=torch.Generator().manual_seed(seed)),
             torch.ones(n).bool(), torch.ones(n).bool(), t(y), t(y), t(0*y), t(0*y), torch.arange(n))
         self.whole.face[y == 1] //= 3
         self.whole.has_audio[:4] = False
+
+    def batch(self, idx): return self.whole.map(lambda t: t[torch.as_tensor(idx)])
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +266,7 @@ def test_the_card_comes_from_validation(carded, folder, tmp_path):
     for name in ("model.safetensors", "model.json"): shutil.copy(folder/name, tmp_path)
     write_card(tmp_path, carded)
     again = read_card(tmp_path)
+    assert len(again.references["face"]) == 4 and np.array_equal(again.references["face"], carded.references["face"])
     assert all(np.array_equal(again.domain[k].whiten, carded.domain[k].whiten) for k in VIEWS) and again.threshold == carded.threshold
 
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HEADS', 'BASELINES', 'METHODS', 'head_forward', 'blur', 'blurred', 'mean_colour', 'still', 'zeros', 'quiet',
            'baselines_of', 'AttributeParams', 'Attribution', 'windows_of', 'captum_method', 'integrated_gradients',
-           'gradient_shap', 'occlusion', 'attribute', 'contributions', 'shares', 'heat_map', 'profiles', 'mask_in_crop',
-           'pointing_game', 'mask_iou', 'inside', 'localisation', 'span_mask']
+           'gradient_shap', 'occlusion', 'attribute', 'against', 'contributions', 'shares', 'heat_map', 'profiles',
+           'mask_in_crop', 'pointing_game', 'mask_iou', 'inside', 'localisation', 'span_mask']
 
 # %% ../../nbs/70_explain.attribution.ipynb #1ac4329d
 import warnings
@@ -93,7 +93,7 @@ def baselines_of(
     if unknown := set(kinds) - set(BASELINES): raise ValueError(f"unknown baselines {sorted(unknown)}: choose from {sorted(BASELINES)}")
     return tuple(BASELINES[kind](x) for x, kind in zip(inputs, kinds))
 
-# %% ../../nbs/70_explain.attribution.ipynb #d1a765eb
+# %% ../../nbs/70_explain.attribution.ipynb #862d7cd7
 @dataclass(frozen=True)
 class AttributeParams:
     "Section `attribute` of params.yaml: how clips are explained."
@@ -102,6 +102,7 @@ class AttributeParams:
     method:str               # integrated_gradients, gradient_shap or occlusion
     n_steps:int              # points on the path from the baseline to the clip; 64
     internal_batch_size:int  # clips or points on the path in memory at once; 16
+    references:int           # genuine validation clips that each clip is compared with; 0: with the three baselines below
     face_baseline:str        # blurred, mean or zeros
     mouth_baseline:str       # still, blurred, mean or zeros
     spec_baseline:str        # quiet, mean or zeros
@@ -218,6 +219,20 @@ def attribute(
     silent = ~(logit - start).isfinite()                               # the model does not give this logit for this clip
     values = tuple(v.masked_fill(silent.view(-1, *[1] * (v.ndim - 1)), torch.nan) for v in map(torch.cat, zip(*values)))
     return Attribution(values, logit, start, sum(v.flatten(1).sum(1) for v in values) - (logit - start))
+
+# %% ../../nbs/70_explain.attribution.ipynb #3888b454
+def against(
+    forward:Callable,   # as for `attribute`
+    inputs:tuple,       # of float tensors (B, ...)
+    references:tuple,   # of tensors (R, ...): the same inputs of R genuine clips
+    n_steps:int=64,     # points on all paths of a clip together
+    **how,              # as for `attribute`
+)->Attribution:         # its values add up to the logit less the mean logit of the references
+    "Attribution against several clips, averaged: expected gradients (Erion et al. 2021), with a whole path to each reference."
+    R = len(references[0])
+    each = [attribute(forward, inputs, tuple(r[k:k + 1].expand_as(x).contiguous() for r, x in zip(references, inputs)), max(1, n_steps // R), **how) for k in range(R)]
+    mean = lambda parts: sum(parts) / R
+    return Attribution(tuple(mean(v) for v in zip(*(a.values for a in each))), each[0].logit, mean([a.logit_baseline for a in each]), mean([a.delta for a in each]))
 
 # %% ../../nbs/70_explain.attribution.ipynb #0dd176ab
 def contributions(

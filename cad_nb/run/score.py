@@ -10,7 +10,7 @@ __all__ = ['LONGEST_S', 'WORK_S', 'TOPS', 'ON', 'BATCH', 'HEADING', 'STEPS', 'SU
            'cause_section', 'model_section', 'fingerprint', 'verdict_page', 'files_in', 'result_name', 'broken',
            'write_results', 'score_files', 'summary_row', 'line']
 
-# %% ../../nbs/90_run.score.ipynb #2802bcf6
+# %% ../../nbs/90_run.score.ipynb #9a6f9d3e
 import hashlib, heapq, json, os, re, time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -22,7 +22,7 @@ import torch
 from ..core import FPS, hash_of, pick_device, write_whole
 from ..data.clips import Batch
 from ..data.shards import face_detector, media_options, sharp_frames
-from ..explain.attribution import attribute, baselines_of, contributions, head_forward, heat_map
+from ..explain.attribution import against, attribute, baselines_of, contributions, head_forward, heat_map
 from ..judge.calibration import QUANTILE, VIEWS, Card, CardError, answers, calibrated, read_card, share_above
 from ..learn import load_checkpoint
 from ..media.windows import Window, read_windows
@@ -351,7 +351,7 @@ def lasting(
     "How long a file is, by what was read of it and by what it claims."
     return max(judged.reading.duration_s, judged.reading.n_ticks / FPS) if judged.reading else 0.
 
-# %% ../../nbs/90_run.score.ipynb #67e93aaa
+# %% ../../nbs/90_run.score.ipynb #0eb7da61
 STEPS = 32   # of the path of Integrated Gradients
 
 def explained(
@@ -362,7 +362,12 @@ def explained(
     "Which parts of a window moved its logit towards fake."
     view = judge.model.views(one.to(judge.device))
     inputs, names = (view.face, view.mouth, view.spec), ("face", "mouth", "spectrum")
-    found = attribute(head_forward(judge.model), inputs, baselines_of(inputs, ("blurred", "still", "quiet")), n_steps=STEPS, internal_batch_size=BATCH, args=(view.has_video, view.has_audio))
+    how = dict(n_steps=STEPS, internal_batch_size=BATCH, args=(view.has_video, view.has_audio))
+    known = judge.card.references
+    if known is None: found = attribute(head_forward(judge.model), inputs, baselines_of(inputs, ("blurred", "still", "quiet")), **how)
+    else:
+        other = judge.model.views(SimpleNamespace(**{k: torch.from_numpy(v).to(judge.device) for k, v in known.items()}, has_video=None, has_audio=None))
+        found = against(head_forward(judge.model), inputs, (other.face, other.mouth, other.spec), **how)
     there = dict(face=bool(one.has_video), mouth=bool(one.has_video), spectrum=bool(one.has_audio))
     heats = {n: heat_map(v, smooth_px=2. if n == "face" else 0.)[0].cpu().numpy() for n, v in zip(names, found.values) if there[n]}
     shown = dict(face=one.face[0].numpy(), mouth=one.mouth[0].numpy(), spectrum=view.spec[0].cpu().numpy())
@@ -422,7 +427,7 @@ def time_section(
             f"A genuine recording agrees best near 0. Here the mean peaks at {int(curves.mean(0).argmax()) - curves.shape[1]//2:+d} frames of {1000//FPS} ms (windows: {len(curves)}). A flat curve means that they agree nowhere, or that the model cannot tell."))
     return section("Over time", *parts)
 
-# %% ../../nbs/90_run.score.ipynb #667217af
+# %% ../../nbs/90_run.score.ipynb #244f4364
 def cause_section(
     judged:Judged,
     judge:Judge,
@@ -431,8 +436,9 @@ def cause_section(
     if judged.why: return section("What drove it", "There is no verdict, so there is nothing to explain. Heat on a face would be taken for evidence, and there is none.")
     tops = sorted(judged.found.tops[judged.mode], key=lambda t: t[:2], reverse=True)
     panels = [figure(explained(one, start, judge), f"Faces, mouths and spectrogram of the window at {clock(start)}, with what moved its score towards fake") for _, _, start, one in tops]
-    return section("What drove it", "The windows that score highest, whether or not that is high. Each input is compared with one that shows nothing: the face out of focus, the mouth still, the sound at its noise floor. "
-        "Bars to the right moved the score towards fake, bars to the left towards genuine. To a model, nothing at all may look more suspicious than anything, and then all bars point left.", *panels)
+    compared = ("one that shows nothing: the face out of focus, the mouth still, the sound at its noise floor. To a model, nothing at all may look more suspicious than anything, and then all bars point left"
+                if judge.card.references is None else f"those of {len(judge.card.references['face'])} genuine clips of the validation corpus")
+    return section("What drove it", f"The windows that score highest, whether or not that is high. Bars to the right moved the score towards fake, bars to the left towards genuine. Each input is compared with {compared}.", *panels)
 
 # %% ../../nbs/90_run.score.ipynb #a5d2408c
 def model_section(

@@ -393,7 +393,7 @@ def test_batch_moves(clips):
 
 # shards --------------------------------------------------------------------------------------------------------------
 
-PREPARE = PrepareParams(detector="none", detect_every=5, min_face_px=16, face_px=16, mouth_px=8, sharp=2, frames=10, trim_silence=True, shard_clips=3, windows=1, workers=1, max_s=5.)
+PREPARE = PrepareParams(detector="none", detect_every=5, min_face_px=16, face_px=16, mouth_px=8, sharp=2, frames=10, trim_silence=True, shard_clips=3, windows=1, workers=1, max_s=5., file_limit_s=60., cluster="local")
 
 
 def talking(path:Path, seed=0, n=14, sound=True, silence=0):
@@ -540,25 +540,29 @@ def test_full_tmpfs(corpus, undisturbed, tmp_path):
     finally: subprocess.run(["umount", tmp_path/"out"], check=True)
 
 
-def die_of_bad(path):
-    "In place of the worker's job: a decoder that takes its process along."
-    if "bad" in Path(path).name: os.kill(os.getpid(), signal.SIGKILL)
-    return Cut("ok", Path(path).name)
+def beset(path, *_):
+    "In place of reading: a decoder that takes its process along, one that never returns, and one whose process the kernel kills once."
+    name = Path(path).name
+    if "bad" in name: os.kill(os.getpid(), signal.SIGKILL)
+    if "stuck" in name: time.sleep(600)
+    if "unlucky" in name and not Path(path).exists(): Path(path).touch(); os.kill(os.getpid(), signal.SIGKILL)
+    return Cut("ok", name)
 
 
-def test_a_file_that_kills_its_process_costs_its_own_row(monkeypatch):
-    monkeypatch.setattr(shards_room, "work", die_of_bad)
-    names = [f"{i}.mp4" for i in range(6)] + ["bad.mp4"] + [f"{i}.mp4" for i in range(6, 9)] + ["bad2.mp4"]
-    cuts = list(shards_room.read_in_parallel(map(Path, names), PREPARE, 2))
-    assert [c.status for c in cuts] == ["crashed" if "bad" in n else "ok" for n in names]
-    assert [c.reason for c,n in zip(cuts, names) if "bad" not in n] == [n for n in names if "bad" not in n]
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_file_that_kills_or_blocks_its_process_costs_its_own_row(monkeypatch, tmp_path, n):
+    monkeypatch.setattr(shards_room, "cut_clip", beset)
+    names = ["stuck.mp4", *"012345", "bad.mp4", *"678", "unlucky.mp4", "stuck2.mp4", "bad2.mp4"]
+    cuts = list(shards_room.read_in_parallel([tmp_path/name for name in names], replace(PREPARE, file_limit_s=.5), n))
+    assert [c.status for c in cuts] == ["decode_error" if "bad" in name or "stuck" in name else "ok" for name in names]
+    assert all("died, twice" in c.reason if "bad" in name else "longer than 0.5 s" in c.reason if "stuck" in name else c.reason == name for c,name in zip(cuts, names))
 
 
 def test_reader_errors_are_a_status(corpus, tmp_path, monkeypatch):
     def broken(path, *_): raise (MemoryError() if "00" in path.name else RuntimeError("what"))
     monkeypatch.setattr(shards_room, "read_clip", broken)
     df = prepare(*corpus, tmp_path, PREPARE, progress=False)
-    assert (df.status[:12] == "error").all() and "MemoryError" in df.reason[0] and "what" in df.reason[1]
+    assert (df.status[:12] == "decode_error").all() and "MemoryError" in df.reason[0] and "what" in df.reason[1]
     assert len(Clips(tmp_path, df)) == 0
 
 
@@ -572,7 +576,7 @@ def test_no_clips_at_all(tmp_path):
     assert len(df) == 0 and len(Clips(tmp_path, df)) == 0
 
 
-@pytest.mark.parametrize("change, key", [(dict(sharp=11), "sharp"), (dict(frames=0), "frames"), (dict(workers=-1), "workers"), (dict(max_s=.1), "max_s")])
+@pytest.mark.parametrize("change, key", [(dict(sharp=11), "sharp"), (dict(frames=0), "frames"), (dict(workers=-1), "workers"), (dict(max_s=.1), "max_s"), (dict(file_limit_s=0.), "file_limit_s"), (dict(cluster="head:10001"), "cluster")])
 def test_params_that_make_no_window(corpus, tmp_path, change, key):
     with pytest.raises(ParamsError, match=f"prepare.{key}"): prepare(*corpus, tmp_path, replace(PREPARE, **change))
 

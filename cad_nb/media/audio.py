@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['CONTAINERS', 'SIGNATURES', 'SLACK_S', 'MediaError', 'looks_like_media', 'open_media', 'Tally', 'decoded', 'mono',
-           'join', 'resample', 'Sound', 'decode_audio']
+           'lay', 'resampled', 'resample', 'SoundStream', 'Sound', 'decode_audio']
 
-# %% ../../nbs/10_media.audio.ipynb #22714757
+# %% ../../nbs/10_media.audio.ipynb #3cd0c113
 import av
 import math
 import numpy as np
 import os
 import stat
+import time
 import torch
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from torchaudio.functional import resample as sinc_resample
+from torchaudio.transforms import Resample
 from ..core import SAMPLE_RATE
 
 # %% ../../nbs/10_media.audio.ipynb #867e22f8
@@ -57,7 +59,7 @@ def open_media(
     if looks_like_media(path): raise MediaError("corrupt", f"{path.name} begins like a media file but cannot be opened: it is damaged or cut off")
     raise MediaError("not_media", f"{path.name} is not a video or sound file of a kind that is read here ({', '.join(CONTAINERS)})")
 
-# %% ../../nbs/10_media.audio.ipynb #a2292a10
+# %% ../../nbs/10_media.audio.ipynb #a2ce8d93
 @dataclass
 class Tally:
     "What went wrong while a stream was decoded."
@@ -65,13 +67,15 @@ class Tally:
     n_bad:int = 0      # packets that could not be decoded
     n_corrupt:int = 0  # frames that the decoder itself marked as damaged
     broke:bool = False # the file could not be read to its end
+    stop_at:float = math.inf  # `time.monotonic()` at which decoding ends, done or not
+    late:bool = False  # it ended for that reason
 
     @property
     def bad_share(self)->float:  # 0..1
         "The share of damaged or undecodable frames."
         return (self.n_bad + self.n_corrupt) / max(1, self.n_bad + self.n_frames)
 
-# %% ../../nbs/10_media.audio.ipynb #9646a380
+# %% ../../nbs/10_media.audio.ipynb #0425d3f6
 def decoded(
     container,    # an `av` container
     stream,       # one of its streams
@@ -80,8 +84,10 @@ def decoded(
     "Decode one stream from its beginning, packet by packet, going on after damage."
     packets = container.demux(stream)
     while True:
+        if time.monotonic() > tally.stop_at: tally.late = True; return
         try: packet = next(packets, None)
         except av.FFmpegError: tally.broke, packet = True, None
+        except IndexError: packet = None  # PyAV at the end of a file in which a stream turned up that the header does not name
         if packet and not packet.size: continue
         try: frames = stream.codec_context.decode(packet)  # None: what the decoder still holds
         except av.EOFError: frames = []
@@ -103,33 +109,97 @@ def mono(
     elif x.dtype.kind == "i": x = x.astype(np.float32)/-float(np.iinfo(x.dtype).min)
     return np.nan_to_num(x.mean(0, dtype=np.float32), posinf=0, neginf=0)
 
-# %% ../../nbs/10_media.audio.ipynb #e2ffb884
+# %% ../../nbs/10_media.audio.ipynb #2bb4c6af
 SLACK_S = 0.03  # s: a smaller disagreement between time stamps and sample counts is rounding, not a gap
 
-def join(
+def lay(
     blocks,           # iterable of (time in s, (S_i,) float32), in order
     rate:int,         # Hz, of the blocks
     zero_s:float,     # s: the time that becomes sample 0
-)->np.ndarray:        # (S,) float32 at `rate`
+):                    # iterator of (S_i,) float32, each following the one before
     "Lay blocks of sound at their times: what lies before zero or overlaps is cut, gaps are silent."
-    out, n = [], 0
+    n = 0
     for time_s,block in blocks:
         gap = round((time_s - zero_s)*rate) - n
-        if gap > 0 and (not n or gap > SLACK_S*rate): out.append(np.zeros(gap, np.float32)); n += gap
+        if gap > 0 and (not n or gap > SLACK_S*rate):
+            n += gap
+            for left in range(gap, 0, -rate): yield np.zeros(min(left, rate), np.float32)  # a second at a time: a header may lie by hours
         if gap < 0 and (not n or -gap > SLACK_S*rate): block = block[-gap:]
-        out.append(block); n += len(block)
-    return np.concatenate(out) if out else np.zeros(0, np.float32)
+        n += len(block)
+        yield block
 
-# %% ../../nbs/10_media.audio.ipynb #f58f5722
+# %% ../../nbs/10_media.audio.ipynb #b6000e48
+def resampled(
+    blocks,       # iterable of (S_i,) float32
+    rate:int,     # Hz, of the blocks
+):                # iterator of (S_j,) float32 at 16 kHz, about a second each
+    "Band-limited resampling to `SAMPLE_RATE`, of sound of any length in little memory; the first sample stays the first."
+    # The filter bank has as many rows as the reduced rate: 44,099 Hz would fill gigabytes. No recorder writes such a rate, and 25 Hz is close enough.
+    if SAMPLE_RATE // math.gcd(rate, SAMPLE_RATE) > 4000: rate = round(rate/25)*25
+    if rate == SAMPLE_RATE: yield from blocks; return
+    n_in, n_out = (r // math.gcd(rate, SAMPLE_RATE) for r in (rate, SAMPLE_RATE))
+    filt = Resample(rate, SAMPLE_RATE)
+    edge, step = -(-(filt.width + n_in)//n_in)*n_in, max(1, rate//n_in)*n_in  # both are whole turns of the filter bank
+    held, size = [np.zeros(edge, np.float32)], edge
+    for block in blocks:
+        held.append(block); size += len(block)
+        if size < step + 2*edge: continue
+        x, turns = np.concatenate(held), (size - 2*edge)//n_in
+        yield filt(torch.from_numpy(x))[edge//n_in*n_out:(edge//n_in + turns)*n_out].numpy()
+        held, size = [x[turns*n_in:]], size - turns*n_in
+    if size > edge: yield filt(torch.from_numpy(np.concatenate(held)))[edge//n_in*n_out:].numpy()
+
+# %% ../../nbs/10_media.audio.ipynb #e0940e4e
 def resample(
     samples:np.ndarray,  # (S,) float32
     rate:int,            # Hz, of `samples`
 )->np.ndarray:           # (ceil(S*16000/rate),) float32 at 16 kHz
-    "Band-limited resampling to `SAMPLE_RATE`; the first sample stays the first."
-    if rate == SAMPLE_RATE or not len(samples): return samples
-    # The filter bank has as many rows as the reduced rate: 44,099 Hz would fill gigabytes. No recorder writes such a rate, and 25 Hz is close enough.
-    if SAMPLE_RATE // math.gcd(rate, SAMPLE_RATE) > 4000: rate = round(rate/25)*25
-    return sinc_resample(torch.from_numpy(samples), rate, SAMPLE_RATE).numpy()
+    "`resampled` for sound that is there as a whole."
+    return np.concatenate([samples[:0], *resampled([samples], rate)])
+
+# %% ../../nbs/10_media.audio.ipynb #f2b98a9f
+class SoundStream:
+    "One audio stream as 16 kHz mono: loop over it for (S_i,) float32, each following the one before. Raises `MediaError`: `no_audio`, `decode_error`, or those of `open_media`."
+    def __init__(self,
+        path:str|Path,             # a video or sound file
+        stream_idx:int=0,          # which of its audio streams
+        zero_s:float|None=None,    # s, time in the file that becomes sample 0; None: its first sample
+        stop_s:float=math.inf,     # s on the new clock: what is presented later is not decoded
+        stop_at:float=math.inf,    # `time.monotonic()` at which decoding ends
+    ):
+        self.path, self.stream_idx, self.zero_s, self.stop_s = Path(path), stream_idx, zero_s, stop_s
+        self.tally = Tally(stop_at=stop_at)  # what went wrong
+        self.start_s = None                  # s, when the file's first sample is presented on that clock: > 0 if silence is put before it
+        self.rate_in, self.channels_in, self.codec = 0, 0, ""  # Hz, count and name, of the file
+
+    def blocks(self, container, stream):
+        "The decoded blocks with their times in s."
+        end_s = 0.
+        for frame in decoded(container, stream, self.tally):
+            if not 4000 <= frame.sample_rate <= 384_000 or not frame.samples: self.tally.n_bad += 1; continue
+            if self.start_s is None:
+                self.rate_in, end_s = frame.sample_rate, frame.time or 0.
+                if self.zero_s is None: self.zero_s = end_s
+                self.start_s = end_s - self.zero_s
+            if frame.sample_rate != self.rate_in: self.tally.n_bad += 1; continue
+            time_s = end_s if frame.time is None else frame.time
+            if time_s - self.zero_s >= self.stop_s: return
+            end_s = time_s + frame.samples/self.rate_in
+            if end_s > self.zero_s: yield time_s, mono(frame)
+
+    def __iter__(self):
+        with open_media(self.path) as container:
+            if self.stream_idx >= len(container.streams.audio): raise MediaError("no_audio", f"{self.path.name} has no sound")
+            stream = container.streams.audio[self.stream_idx]
+            if not stream.codec_context: raise MediaError("decode_error", f"the sound of {self.path.name} is of an unknown kind")
+            stream.codec_context.thread_count, self.channels_in, self.codec = 1, stream.codec_context.channels, stream.codec_context.name
+            blocks, left = self.blocks(container, stream), math.inf if self.stop_s == math.inf else round(self.stop_s*SAMPLE_RATE)
+            first = next(blocks, None)
+            if self.start_s is None: raise MediaError("decode_error", f"the sound of {self.path.name} cannot be decoded")
+            if first is None: return
+            for x in resampled(lay(chain([first], blocks), self.rate_in, self.zero_s), self.rate_in):
+                yield x[:min(left, len(x))].clip(-1, 1)  # the filter may overshoot
+                if (left := left - len(x)) <= 0: return
 
 # %% ../../nbs/10_media.audio.ipynb #058eadb8
 @dataclass(frozen=True)
@@ -142,29 +212,15 @@ class Sound:
     codec:str           # of the file
     tally:Tally = field(default_factory=Tally)  # what went wrong
 
-# %% ../../nbs/10_media.audio.ipynb #e621737e
+# %% ../../nbs/10_media.audio.ipynb #1a71434f
 def decode_audio(
     path:str|Path,             # a video or sound file
     stream_idx:int=0,          # which of its audio streams
     zero_s:float|None=None,    # s, time in the file that becomes sample 0; None: its first sample
     stop_s:float=math.inf,     # s on the new clock: what is presented later is not decoded
+    stop_at:float=math.inf,    # `time.monotonic()` at which decoding ends
 )->Sound:
-    "Decode one audio stream to 16 kHz mono. Raises `MediaError`: `no_audio`, `decode_error`, or those of `open_media`."
-    with open_media(path) as container:
-        if stream_idx >= len(container.streams.audio): raise MediaError("no_audio", f"{Path(path).name} has no sound")
-        stream, tally, blocks, start_s = container.streams.audio[stream_idx], Tally(), [], None
-        if not stream.codec_context: raise MediaError("decode_error", f"the sound of {Path(path).name} is of an unknown kind")
-        stream.codec_context.thread_count, rate = 1, stream.codec_context.sample_rate
-        for frame in decoded(container, stream, tally):
-            if not 4000 <= frame.sample_rate <= 384_000 or not frame.samples: tally.n_bad += 1; continue
-            if start_s is None: start_s, rate, end_s = frame.time or 0., frame.sample_rate, 0.
-            if frame.sample_rate != rate: tally.n_bad += 1; continue
-            zero_s = start_s if zero_s is None else zero_s
-            time_s = end_s if frame.time is None else frame.time
-            if time_s - zero_s >= stop_s: break
-            end_s = time_s + frame.samples/rate
-            if end_s > zero_s: blocks.append((time_s, mono(frame)))
-        if start_s is None: raise MediaError("decode_error", f"the sound of {Path(path).name} cannot be decoded")
-        samples = resample(join(blocks, rate, zero_s), rate).clip(-1, 1)  # the filter may overshoot
-        if stop_s < math.inf: samples = samples[:round(stop_s*SAMPLE_RATE)]
-        return Sound(samples, start_s - zero_s, rate, stream.codec_context.channels, stream.codec_context.name, tally)
+    "Decode one audio stream to 16 kHz mono. Raises what `SoundStream` raises."
+    sound = SoundStream(path, stream_idx, zero_s, stop_s, stop_at)
+    samples = np.concatenate([np.zeros(0, np.float32), *sound])
+    return Sound(samples, sound.start_s, sound.rate_in, sound.channels_in, sound.codec, sound.tally)

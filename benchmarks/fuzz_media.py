@@ -2,9 +2,9 @@
 
     python benchmarks/fuzz_media.py [--n 2000] [--seed 0] [--hard-s 20]
 
-Prints how often each status came out, the slowest files, the most memory, and every crash, hang or exception with the number that makes it again (`--only NUMBER`). Exits with 1 if there was one.
+Prints how often each status came out (a click is no speech, so a file that is hardly damaged is `no_speech`), the slowest files, the most memory, and every crash, hang or exception with the number that makes it again (`--only NUMBER`). Exits with 1 if there was one.
 """
-import argparse, resource, sys, tempfile, time
+import argparse, sys, tempfile, time
 from collections import Counter
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,6 +13,7 @@ import clock
 from cad_nb.media.faces import detector
 from cad_nb.media.track import TrackOptions, read_clip
 from cad_nb.media.windows import STATUSES, read_windows
+from media import peak_mib
 
 OPTIONS = TrackOptions(detect_every=5, min_face_px=8, face_px=16, mouth_px=8, max_s=30., min_frames=10)
 KINDS = ["25 fps", "fragmented mp4", "sound 0.4 s late, mkv", "ffv1, flac, mkv", "vp8, opus", "vp9, opus", "mpeg4, mp3, avi", "full range, mjpeg", "B-frames, ts", "mpeg2, ac3, ts",
@@ -65,7 +66,7 @@ def serve(pipe, limit_s):
             assert r.status in STATUSES and clip.status in STATUSES and 0 <= r.coverage <= 1 and (r.reason or r.status == "ok")
             answer = r.status
         except BaseException as e: answer = f"exception {type(e).__name__}: {str(e)[:200]}"
-        pipe.send((answer, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024))
+        pipe.send((answer, peak_mib()))
 
 
 class Worker:

@@ -60,6 +60,7 @@ def test_flash_and_click_stay_together(tmp_path, name):
     except av.FFmpegError as e: pytest.skip(f"this build of FFmpeg cannot write it: {e}")
     clip, flashes, clicks = clock.measured(path, late)
     apart, off = clock.distances(flashes, clicks, wanted)
+    assert ("interlaced" in clip.reason) == name.startswith("interlaced")
     assert apart < 1/FPS and off <= 1/FPS + 1e-6, f"{apart*1000:.1f} ms apart, {off*1000:.1f} ms off"
 
 

@@ -10,8 +10,8 @@ __all__ = ['SILENCE', 'FORMAT', 'RETRIES', 'QUEUED', 'PrepareParams', 'check_pre
            'window_bytes', 'store', 'clear_leftovers', 'with_statuses', 'make_here', 'make_shard', 'join_cluster',
            'make_on_cluster', 'prepare']
 
-# %% ../../nbs/33_data.shards.ipynb #a2e53b21
-import ast, errno, json, os, platform, re, shutil, signal, sys, threading
+# %% ../../nbs/33_data.shards.ipynb #3fba485e
+import ast, errno, json, os, platform, re, shutil, signal, threading
 from collections import deque
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -444,7 +444,7 @@ def make_here(
             yield s, store(s, cuts, p, faces, left)
             left -= len(s.ids)
 
-# %% ../../nbs/33_data.shards.ipynb #4ed84a54
+# %% ../../nbs/33_data.shards.ipynb #477d057c
 def make_shard(
     shard:Shard,      # what and where
     p:PrepareParams,  # section `prepare`
@@ -455,7 +455,6 @@ def make_shard(
     faces = face_detector(p)
     if shard_stamp(shard.ids, shard.files, media_code(), p, faces) != shard.stamp:
         raise RuntimeError(f"{platform.node()} sees other files, or another cad_nb, than the machine that planned {shard.path.name}: each node needs the same version, and the corpora at the same paths ({shard.files[0]}); if a file has just changed, run it again")
-    vars(sys.modules["__main__"]).pop("__file__", None)  # Ray's main program, which a new process would load for nothing, at 1.5 s each
     with closing(read_in_parallel(shard.files, p, 1)) as reads: return store(shard, list(reads), p, faces, left)
 
 # %% ../../nbs/33_data.shards.ipynb #81a802a8

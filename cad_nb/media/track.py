@@ -406,7 +406,7 @@ def sound_of(
     if n < min_frames: return None, f"the sound ends after {max(0, n)/FPS:.1f} s of the face and is not used"
     return sound.samples[start*SAMPLES_PER_FRAME:(start+n)*SAMPLES_PER_FRAME], note
 
-# %% ../../nbs/13_media.track.ipynb #999630df
+# %% ../../nbs/13_media.track.ipynb #a9b42039
 def notes(
     frames,   # `Frames` after the loop
 )->list:      # of sentences
@@ -416,6 +416,7 @@ def notes(
     if frames.tally.late: pass  # whoever set the limit says so
     elif frames.more: said.append(f"only the first {n/FPS:.0f} s were read")
     elif frames.tally.broke or (frames.duration_s and frames.duration_s - n/FPS > max(.5, .1*frames.duration_s)): said.append(f"the pictures end after {n/FPS:.1f} s, although the file claims {frames.duration_s or 0:.1f} s")
+    if frames.interlaced: said.append("the pictures are interlaced: each shows two instants, in every other line")
     if frames.tally.bad_share > 0: said.append(f"{frames.tally.bad_share:.0%} of the pictures are damaged")
     return said
 

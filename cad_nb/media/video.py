@@ -157,7 +157,7 @@ class Picture:
         dy, dx = max(1, self.height//32), max(1, self.width//32)
         return self.planes[0][dy//2::dy, dx//2::dx].astype(np.float32)
 
-# %% ../../nbs/11_media.video.ipynb #915be7dc
+# %% ../../nbs/11_media.video.ipynb #f46192dd
 class Frames:
     "The pictures of a file on the 25 Hz clock: loop over it for (tick, picture). Afterwards it knows what it met."
     def __init__(self,
@@ -174,6 +174,7 @@ class Frames:
         self.n_ticks = 0               # ticks so far, from 0 on
         self.n_late = 0                # frames dropped since they are not later than the one before
         self.more = False              # whether the file goes on after `stop`
+        self.interlaced = False        # whether a picture is made of two half pictures of different instants
         self.duration_s = None         # s, as the header claims
 
     def timed(self, container, stream):
@@ -183,7 +184,7 @@ class Frames:
             time_s = frame.time if frame.time is not None else 0. if last_s is None else last_s + step_s
             if last_s is not None and time_s <= last_s: self.n_late += 1; continue
             if self.zero_s is None: self.zero_s = time_s
-            last_s, n = time_s, n+1
+            last_s, n, self.interlaced = time_s, n+1, self.interlaced or frame.interlaced_frame
             if n > 1: self.fps_in = (n-1)/(last_s - self.zero_s)
             yield time_s, float(frame.duration*frame.time_base) if frame.duration else step_s, frame
 

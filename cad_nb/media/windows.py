@@ -129,7 +129,7 @@ class Alongside:
         n = max(0, min(before*SAMPLES_PER_FRAME - self.first, len(self.samples)))
         self.samples = self.samples[n:]; self.first += n
 
-# %% ../../nbs/15_media.windows.ipynb #c9b76dd2
+# %% ../../nbs/15_media.windows.ipynb #d6d5cc8c
 THUMB_PX, THUMB_EVERY = 160, 12  # px, longer side; ticks
 MEMORY, LOYALTY = .7, 1.2        # weight of earlier windows in the motion of lips; by how much another must be better
 
@@ -224,7 +224,7 @@ class Reading:
         T, tracks = self.frames, self.usable()
         sound_ends = self.heard.end if self.heard.take(p, p+T) is None else math.inf
         reaches_back = lambda e: max(p, self.covered) < e < p + T
-        enough = 1 if sound_ends == math.inf else T//4  # a few pictures without sound are not worth a window
+        enough = T//4 if 0 < sound_ends < math.inf else 1  # a few pictures without sound are not worth a window
         ends = ([sound_ends] if reaches_back(sound_ends) else []) + [p + T] + sorted({b for _,t,_,b in tracks if t.stop is not None and reaches_back(b) and b - p >= enough}, reverse=True)
         for end in ends:
             if here := [(i, t) for i,t,a,b in tracks if a <= end - T and end <= b]: return self.choose(end - T, here)

@@ -10,6 +10,8 @@ from cad_nb.data.manifest import as_manifest, write_manifest
 from cad_nb.data.shards import PrepareParams, prepare
 from cad_nb.media.encode import write_clip
 
+pytestmark = pytest.mark.slow  # a cluster takes its time to start
+
 N = 20  # clips; two a shard
 PREPARE = PrepareParams(detector="none", detect_every=5, min_face_px=16, face_px=16, mouth_px=8, sharp=2, frames=10, trim_silence=True, shard_clips=2, windows=1, workers=1, max_s=5., file_limit_s=60., cluster="local")
 
@@ -57,7 +59,7 @@ def tasks_at_work():
     return found
 
 
-def when(true, seconds=120):
+def when(true, seconds=240):
     "Wait for something, and return it."
     until = time.time() + seconds
     while not (found := true()) and time.time() < until: time.sleep(.01)
@@ -90,7 +92,7 @@ def test_a_worker_dies_and_a_node_joins_late(undisturbed, cluster, job, tmp_path
     assert victims, "the node that joined late had nothing to do"
     os.kill(victims[0], signal.SIGKILL)
     assert len(list(tmp_path.glob("out/toy/*.json"))) < N//2, "the work was done before anybody died"
-    assert driver.wait(240) == 0 and contents(tmp_path/"out") == undisturbed
+    assert driver.wait(400) == 0 and contents(tmp_path/"out") == undisturbed
 
 
 def test_a_killed_driver_is_started_again(undisturbed, job, tmp_path):
@@ -98,4 +100,4 @@ def test_a_killed_driver_is_started_again(undisturbed, job, tmp_path):
     assert when(lambda: list(tmp_path.glob("out/toy/*.json")))
     driver.kill(); driver.wait()
     assert not (tmp_path/"out/manifest.csv").exists()
-    assert job("ray").wait(240) == 0 and contents(tmp_path/"out") == undisturbed
+    assert job("ray").wait(400) == 0 and contents(tmp_path/"out") == undisturbed

@@ -4,8 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pytest
-from cad_nb.core import SAMPLES_PER_FRAME, ParamsError
-from cad_nb.data import shards as shards_room
+from cad_nb.core import SAMPLES_PER_FRAME
 from cad_nb.data.manifest import as_manifest, write_manifest
 from cad_nb.data.shards import PrepareParams, prepare
 from cad_nb.media.encode import write_clip

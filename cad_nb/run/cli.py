@@ -413,7 +413,7 @@ def check_corpora(
         elif Path(corpus["root"]).parts[:1] == ("data",): yield "warn", f"{name}: {corpus['root']} is not there yet", "`make reproduce` forges it"
         else: yield "fail", f"{name}: {folder} does not exist", f"set `corpora.{name}.root` in params.yaml to the folder of the corpus"
 
-# %% ../../nbs/92_run.cli.ipynb #65f2ac9f
+# %% ../../nbs/92_run.cli.ipynb #7569aee4
 @check
 def check_dvc(
     root:Path, # the project
@@ -422,7 +422,7 @@ def check_dvc(
     import json
     if git(root, "rev-parse", "--git-dir") is None: yield "warn", "this is no git checkout: experiments and the verdict need one", "`git clone` the project"
     if not (root/"dvc.lock").is_file(): yield "warn", "no stage has been run", "`make reproduce`"; return
-    done = subprocess.run([sys.executable, "-m", "dvc", "status", "--json", "-q"], cwd=root, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "dvc", "status", "--json"], cwd=root, capture_output=True, text=True)
     if done.returncode and not done.stdout.strip().startswith("{"): yield "fail", (done.stderr.strip() or "dvc status failed").split("\n")[-1], "`dvc status -v` says more"; return
     stale = json.loads(done.stdout or "{}")
     if stale: yield "warn", f"not up to date: {', '.join(stale)}", "`make reproduce`"

@@ -45,14 +45,14 @@ def stage_notebooks(
     found.sort(key=lambda p: (p.parent.name, int(p.stem.split("_")[0])))
     return {p.stem.split("_", 1)[1]: p for p in found}
 
-# %% ../../nbs/91_run.stages.ipynb #b3df6672
+# %% ../../nbs/91_run.stages.ipynb #0d5b3337
 def stage_notebook(
     name:str,   # a stage
     root:Path,  # the project
 )->Path:        # its notebook
-    "The notebook of a stage. Raises `StageError`, naming the nearest stage, if there is none."
+    "The notebook of a stage. Raises `StageError`, naming the stages there are, for any other name."
     notebooks = stage_notebooks(root)
-    if name not in notebooks: raise StageError(f"there is no stage `{name}` in nbs/pipelines or nbs/studies" + (f"; did you mean `{nearest(name, notebooks)}`?" if notebooks else ""))
+    if name not in notebooks: raise StageError(f"there is no stage `{name}` in nbs/pipelines or nbs/studies; there are {', '.join(notebooks) or 'none'}")
     return notebooks[name]
 
 # %% ../../nbs/91_run.stages.ipynb #9b2bec48

@@ -10,7 +10,7 @@ __all__ = ['LONGEST_S', 'WORK_S', 'TOPS', 'ON', 'BATCH', 'HEADING', 'STEPS', 'SU
            'cause_section', 'model_section', 'fingerprint', 'verdict_page', 'files_in', 'result_name', 'broken',
            'write_results', 'score_files', 'summary_row', 'line']
 
-# %% ../../nbs/90_run.score.ipynb #9a6f9d3e
+# %% ../../nbs/90_run.score.ipynb #1abb3d85
 import hashlib, heapq, json, os, re, time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
-from ..core import FPS, hash_of, pick_device, write_whole
+from ..core import FPS, SAMPLES_PER_FRAME, hash_of, pick_device, write_whole
 from ..data.clips import Batch
 from ..data.shards import face_detector, media_options, sharp_frames
 from ..explain.attribution import against, attribute, baselines_of, contributions, head_forward, heat_map
@@ -65,7 +65,7 @@ def has(
     whole = w.n_frames == T
     return whole and w.face is not None, whole and w.audio is not None and w.status != "no_speech"
 
-# %% ../../nbs/90_run.score.ipynb #34726476
+# %% ../../nbs/90_run.score.ipynb #0fb46413
 def as_batch(
     windows:list,   # of Window, each with something that can be judged
     prepare:dict,   # `Card.prepare`: frames, sharp, face_px, mouth_px
@@ -78,7 +78,7 @@ def as_batch(
     P, Q = prepare["face_px"], prepare["mouth_px"]
     face, mouth = stacked("face", lambda x: x[at], (K, P, P, 3), torch.uint8, 0), stacked("mouth", lambda x: x, (T, Q, Q), torch.uint8, 0)
     unknown = torch.full((len(windows),), torch.nan)
-    return Batch(face, mouth, stacked("audio", lambda x: x.astype(np.float32), (T * 640,), torch.float32, 1), there[:, 0], there[:, 1], *[unknown] * 4, torch.arange(len(windows)))
+    return Batch(face, mouth, stacked("audio", lambda x: x.astype(np.float32), (T * SAMPLES_PER_FRAME,), torch.float32, 1), there[:, 0], there[:, 1], *[unknown] * 4, torch.arange(len(windows)))
 
 # %% ../../nbs/90_run.score.ipynb #e2afd315
 class Thumbs:

@@ -323,7 +323,7 @@ def check_versions(
         except PackageNotFoundError: missing.append(package)
         else: other += [f"{package} {found}, not {pin}"] if found != pin else []
     lacking = [p for p in missing if p.lower().replace("_", "-") in needed]
-    mend = f"`make setup`, or `pip install -c {name} -e '.[lab,dev,docs,pretrained]'`"
+    mend = f"`make setup`, or `pip install -c {name} -e '.[lab,dev,docs,pretrained,study]'`"
     if lacking: yield "fail", f"not installed: {', '.join(lacking)}", mend
     if other: yield "warn", f"{len(other)} other than in {name}: {'; '.join(other[:5])}{' ...' if len(other) > 5 else ''}", mend
     if not lacking and not other: yield "ok", f"{len(pins) - len(missing)} packages as in {name}" + (f"; {len(missing)} optional ones absent" if missing else "")

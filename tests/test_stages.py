@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from cad_nb.core import ParamsError
 from cad_nb.run import cli
 from cad_nb.run.cli import app
-from cad_nb.run.stages import LiveLog, StageError, StageFailed, check_params, current_dvc, declared, module_deps, run_stage, stage_notebooks, stage_params, with_lists
+from cad_nb.run.stages import DVC_FILES, LiveLog, StageError, StageFailed, check_params, current_dvc, declared, dvc_stages, module_deps, run_stage, stage_notebooks, stage_params, with_lists
 from conftest import ROOT
 
 SEED = dict(seed=int)
@@ -95,6 +95,18 @@ def test_dvc_must_list_the_same_params(project):
     with pytest.raises(StageError, match="cad deps --write"): stage_params("toy", root, SEED)
     (root/"dvc.yaml").write_text(current_dvc(root))
     assert stage_params("toy", root, SEED) == dict(seed=3)
+
+
+def test_a_study_stands_in_a_file_of_its_own(project):
+    root = project()
+    write_notebook(root/"nbs"/"studies"/"2_look.ipynb", "print(seed)")
+    for file, name, more in (("dvc.yaml", "toy", "    deps:\n    - nbs/pipelines/1_toy.ipynb\n"), ("nbs/studies/dvc.yaml", "look", "    wdir: ../..\n    deps:\n    - nbs/studies/2_look.ipynb\n")):
+        (root/file).write_text(f"stages:\n  {name}:\n    cmd: cad stage {name}\n{more}    params:\n    - device\n")
+    with pytest.raises(StageError, match="nbs/studies/dvc.yaml lists the params"): stage_params("look", root, SEED)
+    done = cad(root, "deps", "--write"); said, _ = done.communicate()
+    assert done.returncode == 0 and "+    - seed" in said, said
+    assert stage_params("look", root, SEED) == stage_params("toy", root, SEED) == dict(seed=3)
+    assert list(dvc_stages(root)) == ["toy"] and list(dvc_stages(root, DVC_FILES[1])) == ["look"] and dvc_stages(root, DVC_FILES[1])["look"]["wdir"] == "../.."
 
 
 def test_nothing_starts_when_a_key_is_misspelt(project):

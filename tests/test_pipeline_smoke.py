@@ -108,3 +108,16 @@ def test_an_experiment_runs_the_stages_it_concerns(small):
     shown = dvc(folder, "exp", "show", "--csv", "--only-changed")
     assert "one-epoch" in shown
     assert subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True).stdout == ""
+
+
+def test_a_study_runs_when_asked_for(small):
+    folder, _ = small
+    assert "complementarity" not in dvc(folder, "repro"), "a plain run leaves the studies alone"
+    said = dvc(folder, "repro", "nbs/studies/dvc.yaml")
+    assert "complementarity: done in" in said and "Running stage 'train'" not in said
+    for out in dvc_stages(folder, "nbs/studies/dvc.yaml")["complementarity"]["plots"]: assert (folder/next(iter(out))).is_file(), out
+    results, pairs = (pd.read_csv(folder/"out"/"metrics"/f"complementarity{name}.csv") for name in ("", "_pairs"))
+    asked = yaml.safe_load((folder/"params.yaml").read_text())["complementarity"]
+    assert {*asked["variants"], "late_fusion", "late_fusion_sync", "syncnet", "probe"} == set(results.model) and set(results.seed) == set(asked["seeds"])
+    assert set(pairs.model) == set(results.model) - {"cad"} and (pairs.p_holm >= pairs.p).all()
+    assert "done in" not in dvc(folder, "repro", "nbs/studies/dvc.yaml")

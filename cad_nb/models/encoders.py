@@ -146,7 +146,7 @@ class CompactAudio(nn.Module):
         dim:int, # D, width of the tokens
     ):
         super().__init__()
-        self.trace = nn.Sequential(ConvBlock(2, 32, 7, 4), ConvBlock(32, 64), ConvBlock(64, 128))
+        self.trace = nn.Sequential(ConvBlock(2, 32, 5, 4), ConvBlock(32, 64), ConvBlock(64, 128))
         self.trace_out = nn.Linear(4 * 128, dim)
         self.sync_in = nn.Conv1d(BANDS, dim, 5, stride=2, padding=2)
         self.sync_down = nn.Conv1d(dim, dim, 5, stride=2, padding=2)

@@ -7,7 +7,7 @@ __all__ = ['FPS', 'SAMPLE_RATE', 'SAMPLES_PER_FRAME', 'exact_div', 'stream', 'se
            'hash_of', 'ParamsError', 'fits', 'typed', 'project_root', 'read_params', 'section', 'write_whole']
 
 # %% ../nbs/00_core.ipynb #98181e78
-import hashlib, json, os, random, re
+import hashlib, json, os, platform, random, re
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -158,7 +158,7 @@ def write_whole(
 )->Path:            # `path`
     "Write a file so that it is complete or absent: to a temporary name first, then renamed. The temporary file is removed on any error."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    part = path.with_name(f".{path.stem}.{platform.node()}-{os.getpid()}.part{path.suffix}")
     try:
         write(part)
         os.replace(part, path)

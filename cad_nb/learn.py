@@ -198,7 +198,7 @@ def load_checkpoint(
         meta = json.loads((folder/"model.json").read_text())
         model = build(typed(meta["model"], ModelParams, "model"), meta["face_px"], meta["mouth_px"])
         model.load_state_dict(load_file(folder/"model.safetensors"))
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as e:
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
         raise CheckpointError(f"{folder} cannot be loaded: {str(e).splitlines()[0]}. Train it again with `cad stage train`, or fetch it anew.") from e
     return model.to(device).eval(), meta
 

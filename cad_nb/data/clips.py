@@ -272,10 +272,12 @@ def augment(
     b:Batch,                  # as stored
     p:BatchParams,            # strengths
     rng:np.random.Generator,  # decides
+    whole:int|None=None,      # clips of the batch that `b` is a part of; None: `b` is all of it
+    part:slice=slice(None),   # which of them `b` is
 )->Batch:                     # a varied copy
-    "All changes of one batch."
+    "All changes of one batch. A part of it is varied as it would be within the whole."
     b = replace(b, face=fewer(b.face, p.sharp, rng))
-    u = dict(zip(DRAWS, rng.random((len(DRAWS), len(b)))))
+    u = dict(zip(DRAWS, rng.random((len(DRAWS), whole or len(b)))[:, part]))
     return hide(replace(b, face=vary_pictures(b.face, u, p), mouth=vary_pictures(b.mouth, u, p), audio=vary_sound(b.audio, u, p)), u["hide"], p)
 
 # %% ../../nbs/34_data.clips.ipynb #d3d262d9
@@ -325,6 +327,7 @@ def train_batches(
     epoch:int,        # 0, 1, ...
     p:BatchParams,    # section `batches`
     start:int=0,      # first step, for a run that goes on in the middle of an epoch
+    part:slice=slice(None), # clips of each batch that are wanted, for one of several processes; all by default
 )->Iterator[Batch]:
     "The batches of an epoch, balanced and varied. The one of (seed, epoch, step) is always the same."
     check_batches(p)
@@ -332,7 +335,7 @@ def train_batches(
     order = draw_epoch(clips.rows, n*batch_size, p, stream(seed, "epoch", epoch)).reshape(n, batch_size)
     def make():
         for step in range(start, n):
-            b = augment(clips.batch(order[step]), p, stream(seed, "augment", epoch, step))
+            b = augment(clips.batch(order[step][part]), p, stream(seed, "augment", epoch, step), batch_size, part)
             yield b.map(Tensor.pin_memory) if torch.cuda.is_available() else b
     return ahead(make(), p.prefetch)
 

@@ -383,6 +383,8 @@ def run_stage(
     root = project_root(root or "."); params = stage_params(name, root, kinds)
     notebook, log, begun = stage_notebook(name, root), log or LiveLog(), time.monotonic()
     partial, report = (root/"out"/folder/notebook.name for folder in ("partial", "reports"))
+    if process := int(os.environ.get("RANK", 0)):   # of several, the first one shows and reports
+        log, partial = LiveLog(open(os.devnull, "w")), partial.with_suffix(f".{process}.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True); report.parent.mkdir(parents=True, exist_ok=True)
     where, kept = notebook.relative_to(root), f"As far as it got: {partial.relative_to(root)}"
     log.write(f"{name}: {where} with {', '.join(params)}\n")
@@ -394,6 +396,7 @@ def run_stage(
     except DeadKernelError: raise StageFailed(f"{where}: its process ended by itself. Out of memory is the usual reason. {kept}") from None
     except RuntimeError as e: raise StageFailed(f"{where}: its process did not start or answer: {e}") from None
     except Terminated as e: raise StageFailed(f"{where}: stopped by {e}. {kept}") from None
+    if process: partial.unlink(); return report
     write_html(partial, report.with_suffix(".html")); os.replace(partial, report)
     log.write(f"{name}: done in {time.monotonic() - begun:.0f} s, see {report.with_suffix('.html').relative_to(root)}\n")
     return report

@@ -81,6 +81,7 @@ SECTIONS = {  # section of params.yaml: what it holds. A map under "*" is one da
     "prepare": "cad_nb.data.shards:PrepareParams",
     "batches": "cad_nb.data.clips:BatchParams",
     "model": "cad_nb.models.cad:ModelParams",
+    "tokens": "cad_nb.data.tokens:TokensParams",
     "train": "cad_nb.learn:TrainParams",
     "evaluate": "cad_nb.judge.evaluate:EvaluateParams",
     "attribute": "cad_nb.explain.attribution:AttributeParams",

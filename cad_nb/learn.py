@@ -24,6 +24,7 @@ from .models.cad import CAD, LossWeights, ModelParams, loss_parts, total_loss
 class TrainParams:
     "Section `train` of params.yaml."
     variants:list[str]    # which of `cad_nb.models.cad.VARIANTS` to train, in this order
+    fakes:str             # corpus: those of the training split; forged: pseudo-fakes of its genuine clips (`cad_nb.data.pseudo`)
     epochs:int            # passes over the training clips at most
     patience:int          # epochs without a better validation AUC before the loop stops
     batch_size:int        # clips a step
@@ -34,6 +35,9 @@ class TrainParams:
     ema:float             # decay of the averaged weights a step, 0 = none; the averaged weights are what is kept
     precision:str         # bfloat16 | float32
     loss:LossWeights      # weight of each part
+
+    def __post_init__(self):
+        if self.fakes not in ("corpus", "forged"): raise ValueError(f"params.yaml: `train.fakes` must be corpus or forged; got {self.fakes}")
 
 # %% ../nbs/50_learn.ipynb #0cc05fe7
 def lr_at(

@@ -11,7 +11,7 @@ RUN = textwrap.dedent("""
     from cad_nb.learn import LossWeights, TrainParams, fit
     from test_models import clips, model
     folder, die_at = sys.argv[1], int(sys.argv[2])
-    params = TrainParams(variants=["cad"], epochs=4, patience=4, batch_size=4, lr=2e-3, weight_decay=.01, warmup=.1, clip_norm=1., ema=.9, precision="bfloat16", loss=LossWeights(1., 1., 1., .5, .5, .5, .1))
+    params = TrainParams(variants=["cad"], fakes="corpus", epochs=4, patience=4, batch_size=4, lr=2e-3, weight_decay=.01, warmup=.1, clip_norm=1., ema=.9, precision="bfloat16", loss=LossWeights(1., 1., 1., .5, .5, .5, .1))
     steps = 0
     def batches(epoch):
         global steps

@@ -86,7 +86,8 @@ class Clips:
     def __len__(self): return len(self.rows)
 
     def batch(self,
-        idx,       # (B,) int, which rows
+        idx,          # (B,) int, which rows
+        epoch:int=0,  # makes no difference here: `data.pseudo.Forged` stands in for this class, and its clips change
     )->Batch:
         "Those windows as they were stored."
         idx = np.asarray(idx).astype(np.int64)
@@ -332,7 +333,7 @@ def train_batches(
     order = draw_epoch(clips.rows, n*batch_size, p, stream(seed, "epoch", epoch)).reshape(n, batch_size)
     def make():
         for step in range(start, n):
-            b = augment(clips.batch(order[step]), p, stream(seed, "augment", epoch, step))
+            b = augment(clips.batch(order[step], epoch), p, stream(seed, "augment", epoch, step))
             yield b.map(Tensor.pin_memory) if torch.cuda.is_available() else b
     return ahead(make(), p.prefetch)
 

@@ -80,6 +80,7 @@ SECTIONS = {  # section of params.yaml: what it holds. A map under "*" is one da
     "split": "cad_nb.data.splits:SplitParams",
     "prepare": "cad_nb.data.shards:PrepareParams",
     "batches": "cad_nb.data.clips:BatchParams",
+    "pseudo": "cad_nb.data.pseudo:PseudoParams",
     "model": "cad_nb.models.cad:ModelParams",
     "train": "cad_nb.learn:TrainParams",
     "evaluate": "cad_nb.judge.evaluate:EvaluateParams",

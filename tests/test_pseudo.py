@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 from cad_nb.core import ParamsError, SAMPLES_PER_FRAME, read_params, stream, typed
 from cad_nb.data.clips import Batch, BatchParams, Clips, eval_batches, train_batches
 from cad_nb.data.manifest import LABELS, as_manifest
-from cad_nb.data.pseudo import PARTS, VOCODERS, Forged, PseudoParams, blend_of, blended, crop_points, lips_of, moved, training_clips, truth_of
+from cad_nb.data.pseudo import PARTS, VOCODERS, Forged, PseudoParams, blend_of, blended, crop_points, instants, lips_of, moved, training_clips, truth_of
 from cad_nb.data.shards import sharp_frames
 from cad_nb.forge.face import grain
 from cad_nb.forge.tamper import SHAPES, blend_in
@@ -108,7 +108,7 @@ def test_real_clips_are_untouched(forged, clips):
     real = forged.rows.index[forged.rows.y == 0].to_numpy()
     assert forged.rows.id[real].tolist() == clips.rows.id[(clips.rows.y == 0).fillna(False)].tolist()
     for epoch in (0, 3):
-        b = forged.batch(real, epoch)
+        b = forged.of_epoch(epoch).batch(real)
         assert same(replace(b, idx=torch.from_numpy(forged.source[real])), clips.batch(forged.source[real]))
 
 
@@ -173,6 +173,10 @@ def test_lips_are_found_where_they_are():
     assert np.abs(lips_of(np.repeat(face[..., None], 3, 3), mouth) - off).max() <= 1
 
 
+@pytest.mark.parametrize("n, k", [(36, 4), (18, 3), (25, 7), (5, 5), (40, 1)])
+def test_face_crops_are_known_by_their_frames(n, k): assert instants(np.zeros((k, 2, 2, 3)), np.zeros((n, 2, 2))).tolist() == sharp_frames(n, k).tolist()
+
+
 @pytest.mark.parametrize("frames", [-6, -1, 1, 5])
 def test_moving_moves_by_so_many_frames(frames):
     mouth = np.arange(T, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2)
@@ -200,13 +204,13 @@ def test_the_batch_of_seed_epoch_and_step_is_always_the_same(clips, forged):
 def test_a_clip_does_not_depend_on_its_batch(forged):
     "So that several processes with a part of the batch each make the clips that one would make."
     at = np.concatenate([rows_of(forged, k)[:2] for k in PARAMS.kinds])
-    whole, parts = forged.batch(at, 2), [forged.batch([i], 2) for i in at[::-1]][::-1]
+    forged = forged.of_epoch(2); whole, parts = forged.batch(at), [forged.batch([i]) for i in at[::-1]][::-1]
     for i, part in enumerate(parts): assert same(whole.map(lambda t: t[i:i + 1]), part)
 
 
 def test_another_seed_and_another_epoch_make_other_fakes(clips, forged):
     at, other = rows_of(forged, "self_blend"), Forged(clips, PARAMS, 1)
-    faces = [forged.batch(at, 0).face, forged.batch(at, 1).face, other.batch(at, 0).face]
+    faces = [f.batch(at).face for f in (forged, forged.of_epoch(1), other)]
     for a, b in ((0, 1), (0, 2), (1, 2)): assert not any(torch.equal(x, y) for x, y in zip(faces[a], faces[b]))
 
 
@@ -217,8 +221,9 @@ def test_validation_sees_the_same_fakes_each_time(forged):
 def test_the_memory_for_sound_is_bounded(clips):
     p = replace(PARAMS, kinds=["vocoded"], vocoders=["phase_vocoder"], versions=8, cache_mb=0)
     none, some = Forged(clips, p, 0), Forged(clips, replace(p, cache_mb=1), 0)
-    for epoch in range(3): assert all(same(a, b) for a, b in zip((none.batch(rows_of(none, "vocoded"), epoch),), (some.batch(rows_of(some, "vocoded"), epoch),)))
-    assert not none.kept and 0 < some.kept_bytes == sum(v.nbytes for v in some.kept.values()) <= 2**20
+    at = rows_of(none, "vocoded")
+    for epoch in range(8): assert same(none.of_epoch(epoch).batch(at), some.of_epoch(epoch).batch(at))
+    assert not none.kept and 2**19 < sum(v.nbytes for v in some.kept.values()) <= 2**20
 
 
 # proportions and the switch ------------------------------------------------------------------------------------------

@@ -85,9 +85,14 @@ class Clips:
 
     def __len__(self): return len(self.rows)
 
+    def of_epoch(self,
+        epoch:int,   # 0, 1, ...
+    )->"Clips":
+        "The clips as they are seen in an epoch: what is stored stays the same, what `data.pseudo` makes does not."
+        return self
+
     def batch(self,
-        idx,          # (B,) int, which rows
-        epoch:int=0,  # makes no difference here: `data.pseudo.Forged` stands in for this class, and its clips change
+        idx,       # (B,) int, which rows
     )->Batch:
         "Those windows as they were stored."
         idx = np.asarray(idx).astype(np.int64)
@@ -329,11 +334,12 @@ def train_batches(
 )->Iterator[Batch]:
     "The batches of an epoch, balanced and varied. The one of (seed, epoch, step) is always the same."
     check_batches(p)
+    clips = clips.of_epoch(epoch)
     n = n_batches(clips, batch_size, p)
     order = draw_epoch(clips.rows, n*batch_size, p, stream(seed, "epoch", epoch)).reshape(n, batch_size)
     def make():
         for step in range(start, n):
-            b = augment(clips.batch(order[step], epoch), p, stream(seed, "augment", epoch, step))
+            b = augment(clips.batch(order[step]), p, stream(seed, "augment", epoch, step))
             yield b.map(Tensor.pin_memory) if torch.cuda.is_available() else b
     return ahead(make(), p.prefetch)
 

@@ -85,6 +85,7 @@ SECTIONS = {  # section of params.yaml: what it holds. A map under "*" is one da
     "train": "cad_nb.learn:TrainParams",
     "evaluate": "cad_nb.judge.evaluate:EvaluateParams",
     "attribute": "cad_nb.explain.attribution:AttributeParams",
+    "real_only": "cad_nb.judge.real_only:RealOnlyParams",
 }
 
 # %% ../../nbs/91_run.stages.ipynb #1450ae12

@@ -6,7 +6,7 @@ import argparse, resource, time
 from dataclasses import replace
 from types import SimpleNamespace
 import torch
-from cad_nb.core import SAMPLES_PER_FRAME, pick_device, read_params, seed_all, typed
+from cad_nb.core import SAMPLES_PER_FRAME, pick_device, pick_precision, read_params, seed_all, typed
 from cad_nb.learn import TrainParams, optimizer_of, step
 from cad_nb.models.build import build
 from cad_nb.models.cad import VARIANTS, ModelParams
@@ -15,6 +15,7 @@ ask = argparse.ArgumentParser(); ask.add_argument("--steps", type=int, default=1
 args, params = ask.parse_args(), read_params()
 device, prepare = pick_device(params["device"]), params["prepare"]
 model, train = typed(params["model"], ModelParams, "model"), typed(params["train"], TrainParams, "train")
+train = replace(train, precision=pick_precision(train.precision, device))
 B, K, T, P, Q = args.batch, params["batches"]["sharp"] or prepare["sharp"], prepare["frames"], prepare["face_px"], prepare["mouth_px"]
 g = torch.Generator().manual_seed(0)
 label = lambda: torch.randint(0, 2, (B,), generator=g).float().to(device)

@@ -33,7 +33,7 @@ class TrainParams:
     warmup:float          # share of all steps in which the rate rises, 0..1
     clip_norm:float       # largest norm of the gradient
     ema:float             # decay of the averaged weights a step, 0 = none; the averaged weights are what is kept
-    precision:str         # bfloat16 | float32
+    precision:str         # bfloat16 | float32 | auto: what `core.pick_precision` finds
     loss:LossWeights      # weight of each part
 
     def __post_init__(self):

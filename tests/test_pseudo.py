@@ -12,6 +12,12 @@ from cad_nb.data.shards import sharp_frames
 from cad_nb.forge.face import grain
 from cad_nb.forge.tamper import SHAPES, blend_in
 from cad_nb.forge.voice import say, speaker
+from cad_nb.judge.calibration import make_card
+from cad_nb.judge.evaluate import ALL, validation_auc
+from cad_nb.judge.real_only import RealOnlyParams, beside, in_words
+from cad_nb.learn import TrainParams, fit, load_checkpoint
+from cad_nb.models.build import build
+from cad_nb.models.cad import ModelParams
 from conftest import ROOT
 
 T, K, P, Q = 18, 3, 64, 24
@@ -248,6 +254,23 @@ def test_genuine_clips_alone_are_enough(stored):
     assert isinstance(forged, Forged) and set(b.y.tolist()) == {0, 1}
 
 
+def test_a_model_learns_from_genuine_clips_alone(stored, tmp_path):
+    "Training, choosing an epoch, and the card of a verdict: all of it without a single fake."
+    folder, df = stored
+    df = df[(df.y == 0).fillna(False)].assign(split=lambda d: np.where(d.id.isin(["talk/4.mp4", "talk/5.mp4"]), "val", "train"))
+    params = read_params(ROOT/"params.yaml")
+    model = typed(params["model"] | dict(encoder="compact", dim=16, layers=1, heads=2, reach=6, window=4), ModelParams, "model")
+    train = typed(params["train"] | dict(fakes="forged", epochs=2, batch_size=12, precision="float32"), TrainParams, "train")
+    learn_from, validate_on = (training_clips(Clips(folder, df, split), train.fakes, PARAMS, 0) for split in ("train", "val"))
+    batches, n = replace(PLAIN, epoch_clips=24, sharp=2), 2
+    net = build(model, P, Q)
+    history = fit(net, lambda epoch: train_batches(learn_from, 12, 0, epoch, batches), n, lambda m: validation_auc(m, eval_batches(validate_on, 16), precision="float32"), train, tmp_path, dict(seed=0, face_px=P, mouth_px=Q), progress_bar=False)
+    assert len(history) == 2 and all(np.isfinite(row["val_auc"]) and np.isfinite(row["loss"]) for row in history)
+    net, _ = load_checkpoint(tmp_path)
+    card = make_card(net, tmp_path, learn_from, validate_on, lambda clips: eval_batches(clips, 16), dict(corpora=["talk"], embedded=False), {}, "float32")
+    assert card.calibration["both"]["fake"]["n_real"] == 2 and card.calibration["both"]["fake"]["n_fake"] == 2*len(PARAMS.kinds)
+
+
 def test_fakes_alone_are_not(stored):
     folder, df = stored
     fakes = Clips(folder, df[(df.y == 1).fillna(False)], "train")
@@ -277,3 +300,27 @@ def test_wrong_parameters_are_named(change, message):
 def test_the_project_s_own_parameters_are_right():
     p = typed(read_params(ROOT/"params.yaml")["pseudo"], PseudoParams, "pseudo")
     assert set(p.vocoders) <= set(VOCODERS) and p.shift[1] < read_params(ROOT/"params.yaml")["prepare"]["frames"]
+
+
+@pytest.mark.parametrize("change, message", [(dict(fakes="forge"), "must be corpus or forged")])
+def test_the_switch_has_two_positions(change, message):
+    with pytest.raises(ValueError, match=message): typed(read_params(ROOT/"params.yaml")["train"] | change, TrainParams, "train")
+
+
+# in words ------------------------------------------------------------------------------------------------------------
+
+def row(model, method, auc, half=.05, seed=0, corpus="toy"): return dict(model=model, test_corpus=corpus, category=ALL, method=method, seed=seed, n_real=9, n_fake=9, auc=auc, auc_lo=auc - half, auc_hi=auc + half)
+
+
+def test_a_kind_is_caught_where_its_interval_says_so():
+    mine = pd.DataFrame([row("cad", ALL, .7), row("cad", "clear shifts", .99), row("cad", "a", .56), row("cad", "b", .54), row("cad", "c", float("nan")), row("cad", "a", .9, corpus="other"), row("cad", "held_out", .7)])
+    taught = pd.DataFrame([row("cad", ALL, .9), row("cad", "a", .7), row("cad", "b", .55), row("naive", "a", .2)])
+    alone = in_words(beside(mine, taught[:0], "toy"))
+    assert len(alone) == 3 and "`a` 0.560 (0.510 to 0.610)" in alone[1] and "`b`" in alone[2] and not any(k in " ".join(alone) for k in ("`c`", "other", "held_out", "clear shifts"))
+    both = in_words(beside(mine, taught, "toy"))
+    assert both[:3] == alone and "clearly better at: `a` 0.700" in both[4] and both[5].endswith("clearly worse at: none.")
+
+
+@pytest.mark.parametrize("change, message", [(dict(seeds=[]), "at least one"), (dict(seeds=[1, 1]), "different seeds"), (dict(variants=[]), "nothing to train")])
+def test_a_study_without_trainings_is_an_error(change, message):
+    with pytest.raises(ParamsError, match=message): RealOnlyParams(**(dict(variants=["cad"], seeds=[0], epochs=1, epoch_clips=0) | change))

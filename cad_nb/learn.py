@@ -29,6 +29,7 @@ if TYPE_CHECKING: from accelerate import Accelerator
 class TrainParams:
     "Section `train` of params.yaml."
     variants:list[str]    # which of `cad_nb.models.cad.VARIANTS` to train, in this order
+    fakes:str             # corpus: those of the training split; forged: pseudo-fakes of its genuine clips (`cad_nb.data.pseudo`)
     epochs:int            # passes over the training clips at most
     patience:int          # epochs without a better validation AUC before the loop stops
     batch_size:int        # clips that are seen together, by all processes: negatives and batch norms are among them
@@ -44,6 +45,7 @@ class TrainParams:
 
     def __post_init__(self):
         if self.accumulate < 1: raise ParamsError(f"params.yaml: `train.accumulate` must be 1 or more; got {self.accumulate}")
+        if self.fakes not in ("corpus", "forged"): raise ParamsError(f"params.yaml: `train.fakes` must be corpus or forged; got {self.fakes}")
 
 # %% ../nbs/50_learn.ipynb #0cc05fe7
 def lr_at(

@@ -12,7 +12,7 @@ from cad_nb.models.cad import LossWeights
 from test_learn_parallel import stored
 from test_models import clips, model
 
-TRAIN = TrainParams(variants=["cad"], epochs=4, patience=4, batch_size=4, accumulate=1, lr=2e-3, weight_decay=.01, warmup=.1, clip_norm=1., ema=.9, precision="bfloat16", compile=False, loss=LossWeights(1., 1., 1., .5, .5, .5, .1))
+TRAIN = TrainParams(variants=["cad"], fakes="corpus", epochs=4, patience=4, batch_size=4, accumulate=1, lr=2e-3, weight_decay=.01, warmup=.1, clip_norm=1., ema=.9, precision="bfloat16", compile=False, loss=LossWeights(1., 1., 1., .5, .5, .5, .1))
 CPU = torch.device("cpu")
 
 RUN = textwrap.dedent("""

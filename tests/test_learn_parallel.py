@@ -14,7 +14,7 @@ from cad_nb.models.parallel import n_processes, share_norms
 from test_models import NAN, clips, model
 
 CPU, BATCH = torch.device("cpu"), 8
-TRAIN = TrainParams(variants=["cad"], epochs=2, patience=2, batch_size=BATCH, accumulate=1, lr=2e-3, weight_decay=.01, warmup=.1, clip_norm=1., ema=.9, precision="float32", compile=False, loss=LossWeights(1., 1., 1., .5, .5, .5, .1))
+TRAIN = TrainParams(variants=["cad"], fakes="corpus", epochs=2, patience=2, batch_size=BATCH, accumulate=1, lr=2e-3, weight_decay=.01, warmup=.1, clip_norm=1., ema=.9, precision="float32", compile=False, loss=LossWeights(1., 1., 1., .5, .5, .5, .1))
 BATCHES = BatchParams(balance="label", real=.5, epoch_clips=24, flip=.5, brightness=.1, contrast=.2, blur=.1, noise=.02, gain_db=6., tilt=.2, audio_noise=.02, drop_video=.2, drop_audio=.2, prefetch=2, sharp=1)
 
 

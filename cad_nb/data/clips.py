@@ -85,6 +85,12 @@ class Clips:
 
     def __len__(self): return len(self.rows)
 
+    def of_epoch(self,
+        epoch:int,   # 0, 1, ...
+    )->"Clips":
+        "The clips as they are seen in an epoch: what is stored stays the same, what `data.pseudo` makes does not."
+        return self
+
     def batch(self,
         idx,            # (B,) int, which rows
         faces:bool=True,# whether the face crops are read; without, there are none (K = 0)
@@ -342,6 +348,7 @@ def train_batches(
 )->Iterator[Batch]:
     "The batches of an epoch, balanced and varied. The one of (seed, epoch, step) is always the same."
     check_batches(p)
+    clips = clips.of_epoch(epoch)
     n = n_batches(clips, batch_size, p)
     order = draw_epoch(clips.rows, n*batch_size, p, stream(seed, "epoch", epoch)).reshape(n, batch_size)
     def make():

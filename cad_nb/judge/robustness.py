@@ -6,7 +6,7 @@
 __all__ = ['CONTROLS', 'MUTED_GAP', 'EXACT_SHARE', 'EXACT_REACH', 'muted', 'black', 'moved', 'partners', 'with_other_sound',
            'under', 'shifted_peaks', 'moves', 'outcome', 'cost_of', 'foreign_sound', 'move_outcomes', 'sentences']
 
-# %% ../../nbs/62_judge.robustness.ipynb #dc49e15f
+# %% ../../nbs/62_judge.robustness.ipynb #91d45be4
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 import numpy as np
@@ -17,21 +17,21 @@ from ..data.clips import Batch
 from .evaluate import HEADS, people, predict
 from .metrics import auc, bootstrap, paired_bootstrap, ratio
 
-# %% ../../nbs/62_judge.robustness.ipynb #8953c268
+# %% ../../nbs/62_judge.robustness.ipynb #543f1bd3
 def muted(
     batch:Batch,
 )->Batch:
     "The clips as if they had been found without sound."
     return replace(batch, has_audio=torch.zeros_like(batch.has_audio), audio=torch.zeros_like(batch.audio))
 
-# %% ../../nbs/62_judge.robustness.ipynb #050c5bf9
+# %% ../../nbs/62_judge.robustness.ipynb #c8b8474f
 def black(
     batch:Batch,
 )->Batch:
     "The clips with a picture that is black from end to end. The model is not told: a black picture is a picture."
     return replace(batch, face=torch.zeros_like(batch.face), mouth=torch.zeros_like(batch.mouth))
 
-# %% ../../nbs/62_judge.robustness.ipynb #3bc90bfc
+# %% ../../nbs/62_judge.robustness.ipynb #65a17855
 def moved(
     audio:torch.Tensor,  # (B, S) sound, S whole video frames long
     frames:int,          # by how many video frames; above 0: later
@@ -39,7 +39,7 @@ def moved(
     "Sound moved against the picture. What is pushed out at one end comes in at the other, so that loudness and voice stay."
     return audio.roll(frames * SAMPLES_PER_FRAME, 1)
 
-# %% ../../nbs/62_judge.robustness.ipynb #3008fc76
+# %% ../../nbs/62_judge.robustness.ipynb #1e74ec94
 def partners(
     identity,          # (N,) who is seen and heard in each clip
     seed:int=0,        # of the order in which partners are sought
@@ -51,7 +51,7 @@ def partners(
     place = np.empty(len(order), int); place[order] = np.arange(len(order))
     return np.array([order[o[np.searchsorted(o, place[i]) % len(o)]] if len(o) else -1 for i, o in enumerate(others)], int)
 
-# %% ../../nbs/62_judge.robustness.ipynb #1d43399b
+# %% ../../nbs/62_judge.robustness.ipynb #682777ba
 def with_other_sound(
     batch:Batch,
     other:Batch,    # as many clips, whose sound is taken
@@ -59,7 +59,7 @@ def with_other_sound(
     "The pictures of one batch with the sound of another."
     return replace(batch, audio=other.audio, has_audio=other.has_audio)
 
-# %% ../../nbs/62_judge.robustness.ipynb #9e95dfb5
+# %% ../../nbs/62_judge.robustness.ipynb #17ec9190
 CONTROLS = "as it is", "muted", "black", "other sound"
 
 def under(
@@ -84,7 +84,7 @@ def under(
         out.append(pd.DataFrame(dict(idx=windows.idx, control=name) | scores))
     return pd.concat(out, ignore_index=True) if out else pd.DataFrame(columns=["idx", "control", *(h.replace("logit", "score") for h in HEADS)])
 
-# %% ../../nbs/62_judge.robustness.ipynb #98e3a2d2
+# %% ../../nbs/62_judge.robustness.ipynb #84cfb5dc
 @torch.no_grad()
 def shifted_peaks(
     model,                   # in evaluation mode, with an alignment
@@ -104,7 +104,7 @@ def shifted_peaks(
                 found.append(pd.DataFrame(dict(idx=batch.idx.cpu().numpy(), shift=n, peak=curve.argmax(1).cpu().numpy() - curve.shape[1] // 2)))
     return pd.concat(found, ignore_index=True)
 
-# %% ../../nbs/62_judge.robustness.ipynb #3d2a973c
+# %% ../../nbs/62_judge.robustness.ipynb #108739a7
 def moves(
     peaks:pd.DataFrame,  # of `shifted_peaks`, with the shift 0
 )->pd.DataFrame:         # a row per shift: shift, n, exact (share of clips whose peak moved by just so many frames), near (by that or one frame more or less)
@@ -113,7 +113,7 @@ def moves(
     off = at.sub(at[0], axis=0).sub(pd.Series(at.columns, at.columns), axis=1).abs()
     return pd.DataFrame(dict(shift=off.columns, n=len(off), exact=(off == 0).mean().to_numpy(), near=(off <= 1).mean().to_numpy()))
 
-# %% ../../nbs/62_judge.robustness.ipynb #31a82bab
+# %% ../../nbs/62_judge.robustness.ipynb #3f569599
 MUTED_GAP, EXACT_SHARE, EXACT_REACH = .02, .9, 10   # what is asked: at most this loss of AUC; at least this share of clips; for shifts up to so many frames
 
 def outcome(
@@ -130,7 +130,7 @@ def outcome(
     "One row of the table of controls."
     return dict(control=control, amount=amount, measure=measure, value=value, low=low, high=high, n=n, target=target, holds="" if holds is None or np.isnan(value) else bool(holds))
 
-# %% ../../nbs/62_judge.robustness.ipynb #aab64ab4
+# %% ../../nbs/62_judge.robustness.ipynb #e450bd28
 def cost_of(
     scores:pd.DataFrame,  # of `under`, with y, y_video, y_audio, y_sync, identity and id of each clip
     control:str,          # "muted" or "black"
@@ -146,6 +146,7 @@ def cost_of(
     alone = (facts[f"y_{kept}"] == 1) & (facts[f"y_{gone}"] == 0)
     for column, fakes, asked in (("score", alone, control == "muted"), (f"score_{kept}", facts[f"y_{kept}"] == 1, False)):
         use = (fakes | (facts.y == 0)) & wide[column].notna().all(axis=1)
+        if not use.any(): continue      # a variant without that logit
         y, pair, who = fakes[use].to_numpy(float), wide.loc[use, column], people(facts[use])
         gap = paired_bootstrap(auc, y, pair[control].to_numpy(), pair["as it is"].to_numpy(), who, n_boot, confidence, seed_of)
         name = f"`{'fake' if column == 'score' else kept}` of clips with fake {kept}" + (f" and genuine {gone}" if column == "score" else "")
@@ -154,7 +155,7 @@ def cost_of(
                            f"within {MUTED_GAP}" if asked else "", abs(out[-1]["value"] - out[-2]["value"]) <= MUTED_GAP if asked else None))
     return out
 
-# %% ../../nbs/62_judge.robustness.ipynb #125871a8
+# %% ../../nbs/62_judge.robustness.ipynb #00a84776
 def foreign_sound(
     scores:pd.DataFrame,  # of `under`, with identity and id of each clip
     n_boot:int=1000,      # resamples
@@ -165,11 +166,12 @@ def foreign_sound(
     out = []
     for column, name in (("score", "fake"), ("score_sync", "sync")):
         use = mine[mine[column].notna()]
+        if use.empty: continue          # a variant without that logit
         y = (use.control == "other sound").to_numpy(float)
         out.append(outcome("other sound", f"AUC of `{name}`, other sound against own", auc(y, use[column].to_numpy()), len(use), *bootstrap(auc, y, use[column].to_numpy(), people(use), n_boot, confidence)))
     return out
 
-# %% ../../nbs/62_judge.robustness.ipynb #6ddae8b9
+# %% ../../nbs/62_judge.robustness.ipynb #4f1b8c09
 def move_outcomes(
     table:pd.DataFrame,   # of `moves`
 )->list[dict]:            # rows as of `outcome`
@@ -180,7 +182,7 @@ def move_outcomes(
     out.append(outcome("moved", "the same, worst of these shifts", asked.exact.min(), int(table.n.max()), target=f"at least {EXACT_SHARE}", holds=asked.exact.min() >= EXACT_SHARE))
     return out
 
-# %% ../../nbs/62_judge.robustness.ipynb #1abe1b8e
+# %% ../../nbs/62_judge.robustness.ipynb #1e8f8eb4
 def sentences(
     controls:pd.DataFrame,  # rows as of `outcome`, with `model`
 )->list[str]:               # one for each figure of which something is asked

@@ -7,7 +7,7 @@ __all__ = ['READERS', 'ComplementarityParams', 'Recorder', 'late_fusion', 'offse
            'comparisons', 'compared', 'catches', 'patterns', 'union_and_alone', 'by_modality', 'token_map', 'to_wide',
            'from_wide', 'verdicts']
 
-# %% ../../nbs/65_judge.study.ipynb #456eab55
+# %% ../../nbs/65_judge.study.ipynb #6002c096
 from collections.abc import Iterable
 from dataclasses import dataclass
 import numpy as np
@@ -18,7 +18,7 @@ from .calibration import answers
 from .evaluate import ALL, EvaluateParams, Run, groups, judged, of_run, people, predict, val_threshold
 from .metrics import auc, bootstrap, holm, paired_bootstrap
 
-# %% ../../nbs/65_judge.study.ipynb #e5c0dbeb
+# %% ../../nbs/65_judge.study.ipynb #a9127579
 @dataclass
 class ComplementarityParams:
     "Section `complementarity` of params.yaml. What it does not name is as in `train`, `batches` and `model`."
@@ -36,7 +36,7 @@ class ComplementarityParams:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds): raise ParamsError(f"params.yaml: `complementarity.seeds` must be different seeds, at least one; got {self.seeds}")
         if wrong := [k for k in self.grid if k.split(".")[0] not in ("loss", "model") or k.count(".") != 1]: raise ParamsError(f"params.yaml: `complementarity.grid` takes keys of the form loss.NAME or model.NAME; got {wrong}")
 
-# %% ../../nbs/65_judge.study.ipynb #755b9ae9
+# %% ../../nbs/65_judge.study.ipynb #173d5614
 class Recorder:
     "A model that keeps what it saw of each batch: hand it to `predict` in the model's place."
     def __init__(self,
@@ -60,7 +60,7 @@ class Recorder:
         join = lambda parts: {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
         return join(self.teachers), join(self.tokens)
 
-# %% ../../nbs/65_judge.study.ipynb #28227bd4
+# %% ../../nbs/65_judge.study.ipynb #f6e9dd8f
 def late_fusion(
     scores:pd.DataFrame,  # score table with the models of `paths`, each with every seed
     paths:list[str],      # models whose scores are averaged
@@ -72,7 +72,7 @@ def late_fusion(
     first = mine.drop_duplicates(["id", "seed"]).drop(columns=[c for c in mine if c.startswith("score_") or c in ("offset", "peak")])
     return first.assign(model=name, score=pd.MultiIndex.from_frame(first[["id", "seed"]]).map(mean))
 
-# %% ../../nbs/65_judge.study.ipynb #8263528d
+# %% ../../nbs/65_judge.study.ipynb #655c3e2a
 def offset_detector(
     curve,          # (N, 2*reach+1) offset curves; nan rows where picture or sound is missing
 )->np.ndarray:      # (N,) score in 0..1, 0.5 where offset 0 is nothing special, lower where it stands out; nan where there is no curve
@@ -80,7 +80,7 @@ def offset_detector(
     curve = np.asarray(curve, float)
     return 1 / (1 + np.exp(curve[:, curve.shape[1] // 2] - np.median(curve, axis=1)))
 
-# %% ../../nbs/65_judge.study.ipynb #31d9aa35
+# %% ../../nbs/65_judge.study.ipynb #4d65072b
 def frozen_features(
     model,              # fresh, never trained here
     batches:Iterable,   # of `cad_nb.data.clips`
@@ -91,7 +91,7 @@ def frozen_features(
     seen = [answers(model.eval(), b.to(device), precision).seen for b in batches]
     return np.concatenate([np.concatenate([s[k] for k in sorted(s)], 1) for s in seen])
 
-# %% ../../nbs/65_judge.study.ipynb #94fd8bf4
+# %% ../../nbs/65_judge.study.ipynb #0f022e90
 def probe(
     train:tuple,      # (x (N, D) features, y (N,) labels, 1 = fake, nan = unknown)
     val:tuple,        # the same of the validation clips
@@ -107,7 +107,7 @@ def probe(
     best = int(np.argmax([auc(yv, f.decision_function(ready(xv))) for f in fits]))
     return fits[best].predict_proba(ready(ask))[:, 1], strengths[best]
 
-# %% ../../nbs/65_judge.study.ipynb #5eca8e5b
+# %% ../../nbs/65_judge.study.ipynb #dce5dac7
 def comparisons(
     scores:pd.DataFrame,    # score table with all seeds of all models
     runs:list,              # of `Run`: their models and what they did not see
@@ -126,7 +126,7 @@ def comparisons(
             for row, p in zip(family, holm([row["p"] for row in family])): rows.append(dict(test_corpus=corpus, category=category, method=method) | row | dict(p_holm=p))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/65_judge.study.ipynb #393f036f
+# %% ../../nbs/65_judge.study.ipynb #68bf6366
 def compared(
     facts:pd.DataFrame,   # a row per clip: y, identity, id
     wide:pd.DataFrame,    # (clips, (model, seed)) scores of the same clips
@@ -140,7 +140,7 @@ def compared(
     lead = paired_bootstrap(auc, y, runs[a], runs[b], people(facts[known]), params.bootstrap, params.confidence)
     return dict(model=b, against=a, n_seeds=len(runs[b]), n_real=int((y == 0).sum()), n_fake=int((y == 1).sum()), auc_lead=lead.value, low=lead.low, high=lead.high, p=lead.p)
 
-# %% ../../nbs/65_judge.study.ipynb #e169e472
+# %% ../../nbs/65_judge.study.ipynb #f5229264
 def catches(
     scores:pd.DataFrame,   # score table with validation and test clips
     runs:list,             # of `Run`, of the paths alone
@@ -156,7 +156,7 @@ def catches(
     share = pd.DataFrame({m: wide[m].mean(axis=1) for m in dict.fromkeys(r.model for r in runs)})
     return said.drop_duplicates("id").set_index("id").drop(columns=["model", "seed", "accused"]).loc[share.index].join(share).reset_index()
 
-# %% ../../nbs/65_judge.study.ipynb #71ad8f2b
+# %% ../../nbs/65_judge.study.ipynb #65b0ceba
 def patterns(
     caught:pd.DataFrame,   # of `catches`
     paths:list[str],       # its columns of models
@@ -166,7 +166,7 @@ def patterns(
     hit = caught.loc[caught.y == 1, paths] >= share
     return hit.groupby(paths).size().rename("n").reset_index().sort_values("n", ascending=False, kind="stable", ignore_index=True)
 
-# %% ../../nbs/65_judge.study.ipynb #b25b3ae1
+# %% ../../nbs/65_judge.study.ipynb #53ea7385
 def union_and_alone(
     caught:pd.DataFrame,   # of `catches`
     paths:list[str],       # unimodal paths
@@ -181,7 +181,7 @@ def union_and_alone(
         rows.append(dict(path=p, caught=hit[p][fake].mean(), alone=(hit[p] & ~others)[fake].mean(), false_alarms=hit[p][~fake].mean()))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/65_judge.study.ipynb #ef30c209
+# %% ../../nbs/65_judge.study.ipynb #49736047
 READERS = "teacher", "evidence", "fake"   # who is asked: the teacher alone, the fused logit of that modality, the fused verdict
 
 def by_modality(
@@ -202,7 +202,7 @@ def by_modality(
                 rows.append(dict(model=model, seed=seed, modality=kind, reader=reader, n_real=int((y == 0).sum()), n_fake=int(y.sum()), auc=auc(y, known[column].to_numpy()), auc_lo=low, auc_hi=high))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/65_judge.study.ipynb #78b4d823
+# %% ../../nbs/65_judge.study.ipynb #3a9c6a82
 def token_map(
     tokens,           # (N, D) of clips, finite
     seed:int=0,       # of the start
@@ -213,7 +213,7 @@ def token_map(
     x = (x - x.mean(0)) / (x.std() + 1e-9)
     return TSNE(perplexity=min(30, max(1, (len(x) - 1) / 3)), init="pca", random_state=seed).fit_transform(x)
 
-# %% ../../nbs/65_judge.study.ipynb #78226acd
+# %% ../../nbs/65_judge.study.ipynb #de31b3da
 def to_wide(
     scores:pd.DataFrame,  # score table: facts of each clip, model, seed, score
     facts:list[str],      # columns that describe the clip
@@ -224,7 +224,7 @@ def to_wide(
     wide = scores.pivot(index="id", columns="run", values="score")[list(dict.fromkeys(scores.run))]
     return scores.drop_duplicates("id").set_index("id", drop=False)[facts].join(wide.round(digits)).reset_index(drop=True)
 
-# %% ../../nbs/65_judge.study.ipynb #a0c0d1a7
+# %% ../../nbs/65_judge.study.ipynb #ac09b200
 def from_wide(
     wide:pd.DataFrame,    # as of `to_wide`, perhaps read from a file
 )->pd.DataFrame:          # score table: facts, model, seed, score
@@ -233,7 +233,7 @@ def from_wide(
     long = wide.melt([c for c in wide if c not in runs], runs, "run", "score")
     return long.assign(model=long.run.str.split("/").str[0], seed=long.run.str.split("/").str[1].astype(int)).drop(columns="run")
 
-# %% ../../nbs/65_judge.study.ipynb #13e2fd32
+# %% ../../nbs/65_judge.study.ipynb #279f588f
 def verdicts(
     pairs:pd.DataFrame,     # of `comparisons`
     confidence:float=.95,   # of the claims

@@ -507,7 +507,7 @@ def file_timeline(
     time_axes(list(axes.values()), duration_s)
     return figure
 
-# %% ../../nbs/80_show.plots.ipynb #66c8fb0a
+# %% ../../nbs/80_show.plots.ipynb #f249a958
 @styled
 def interval_dots(
     table:pd.DataFrame,   # rows with `row`, `panel`, `value`, `low`, `high`, perhaps `n`; several seeds are several rows
@@ -543,7 +543,7 @@ def interval_dots(
     figure.supxlabel(xlabel, fontsize=8.5)
     return figure
 
-# %% ../../nbs/80_show.plots.ipynb #176ce75b
+# %% ../../nbs/80_show.plots.ipynb #9651b6f3
 @styled
 def upset(
     patterns:pd.DataFrame,  # a bool column per set, and `n`: how many are in just these sets
@@ -559,7 +559,7 @@ def upset(
     bars_at, dots = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, .22 * len(sets)])
     none = ~shown[sets].any(axis=1)
     bars_at.bar(shown.index, shown.n, color=[SOFT if miss else PALETTE[0] for miss in none], width=.6)
-    for x, n in shown.n.items(): bars_at.text(x, n, f"{n}", ha="center", va="top", fontsize=7.5)
+    for x, n in shown.n.items(): bars_at.text(x, n, f"{n}", ha="center", va="bottom", fontsize=7.5)
     bars_at.set(ylabel=unit, ylim=(0, 1.12 * shown.n.max())); bars_at.grid(False, axis="x"); bars_at.tick_params(length=0)
     for x, row in shown.iterrows():
         inside = [k for k, s in enumerate(sets) if row[s]]
@@ -571,7 +571,7 @@ def upset(
     for side in dots.spines.values(): side.set_visible(False)
     return figure
 
-# %% ../../nbs/80_show.plots.ipynb #436c4f0f
+# %% ../../nbs/80_show.plots.ipynb #7f597d69
 @styled
 def peak_moves(
     table:pd.DataFrame,   # rows with `model`, `shift` in frames, `exact` and `near`, shares of clips
@@ -593,7 +593,7 @@ def peak_moves(
     figure.legend(*ax.get_legend_handles_labels(), loc="outside right center")
     return figure
 
-# %% ../../nbs/80_show.plots.ipynb #d0ead921
+# %% ../../nbs/80_show.plots.ipynb #70f0f491
 @styled
 def token_maps(
     table:pd.DataFrame,   # rows with `panel`, `group`, `x`, `y`

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATUSES', 'HEARD_DB', 'VARIED_DB', 'BAND_HZ', 'BANDS', 'HOP_S', 'LAG', 'SPOKEN_DB', 'DRIFT', 'RIDGE', 'PARTS',
-           'REACH', 'WEIGHT', 'CHANCE', 'LOYALTY', 'NARROW', 'THUMB_PX', 'THUMB_EVERY', 'Window', 'TrackNote',
+           'REACH', 'LEAST', 'WEIGHT', 'CHANCE', 'LOYALTY', 'NARROW', 'THUMB_PX', 'THUMB_EVERY', 'Window', 'TrackNote',
            'loudness', 'bands', 'spectral_change', 'speechlike', 'lip_motion', 'without_drift', 'explained', 'follows',
            'standing', 'Choice', 'track_note', 'Alongside', 'Trail', 'ruling', 'blindness', 'Walk', 'Reading',
            'read_windows']
@@ -149,7 +149,7 @@ def explained(
     return float(np.sqrt(c@np.linalg.solve(x.T@x/len(y) + RIDGE*np.eye(x.shape[1]), c)))
 
 # %% ../../nbs/15_media.windows.ipynb #b69804e0
-PARTS, REACH = 3, 15  # kinds of movement of a mouth; ticks, largest offset (0.6 s)
+PARTS, REACH, LEAST = 3, 15, 60  # kinds of movement of a mouth; ticks, largest offset (0.6 s); ticks: in less time every mouth fits somewhere
 
 def follows(
     mouth:np.ndarray,  # (T, Q, Q) uint8
@@ -178,7 +178,7 @@ LOYALTY = .2  # by how much of `standing` another must be better than the face t
 
 class Choice:
     "Says which of several faces speaks, window after window."
-    def __init__(self): self.last, self.chosen, self.sums = -1, set(), {}  # index of the last one; of all that were; of each that had rivals: windows, and sums of motion, following and margin
+    def __init__(self): self.last, self.chosen, self.sums = -1, Counter(), {}  # index of the last one; windows of each that was; of each that had rivals: windows, those with speech, and sums of motion, following and margin
 
     def __call__(self,
         here:list,          # of (index, `Track`): the faces that are seen throughout
@@ -192,8 +192,8 @@ class Choice:
             said = self.compare(here, start, T, heard)
             rank = {i: standing(*answer, t.side) + LOYALTY*(i == self.last) for (i,t),answer in zip(here, said)}
             best = max(rank, key=rank.get)
-            for (i,_),answer in zip(here, said): self.sums[i] = self.sums.get(i, 0) + np.array([1, *answer, rank[i] - max(r for j,r in rank.items() if j != i)])
-        self.last = best; self.chosen.add(best)
+            for (i,_),(m,f) in zip(here, said): self.sums[i] = self.sums.get(i, 0) + np.array([1, not math.isnan(f), m, np.nan_to_num(f), rank[i] - max(r for j,r in rank.items() if j != i)])
+        self.last = best; self.chosen[best] += 1
         return best
 
     def compare(self, here, start, T, heard):
@@ -201,7 +201,7 @@ class Choice:
         a, b = max(start - T, -(-heard.first//SAMPLES_PER_FRAME), *(t.first for _,t in here)), min(start + 2*T, *(t.done for _,t in here))
         audio = heard.take(a, b)
         if audio is None and heard.end >= start + T: b = heard.end; audio = heard.take(a, b)
-        spoken = audio is not None and speechlike(audio)
+        spoken = audio is not None and b - a >= LEAST and speechlike(audio)
         cut = [[np.stack(x) for x in list(zip(*t.crops[a - t.first:b - t.first]))[:2]] for _,t in here]
         return [(lip_motion(face, mouth, audio), follows(mouth, audio) if spoken else math.nan) for face,mouth in cut]
 
@@ -216,13 +216,14 @@ def track_note(
     options:TrackOptions, # limits
 )->TrackNote:
     "What is said of a face once the file has been read."
-    windows, *sums = choice.sums.get(i, [0, math.nan, math.nan, math.nan])
-    moves, follows, margin = (float(x)/max(1, windows) for x in sums)
-    by = "fits the sound best" if follows > CHANCE else "moves most"
-    if i in choice.chosen: reason = f"its mouth {by}{', by a narrow margin' if margin < NARROW else ''}; motion and size considered" if windows else "the only face that is seen throughout"
-    elif windows: reason = "another mouth fits the sound better, or moves more"
+    windows, spoken, moves, follows, margin = choice.sums.get(i, [0, 0, math.nan, math.nan, math.nan])
+    moves, follows, margin = moves/max(1, windows), follows/spoken if spoken else math.nan, margin/max(1, windows)
+    if windows and choice.chosen[i]:
+        reason = f"chosen in {choice.chosen[i]} windows, in {windows:.0f} of which others are seen: its mouth {'fits the sound' if follows > CHANCE else 'moves'} {'most' if margin > NARROW else 'about as much as theirs'}, size considered"
+    elif choice.chosen[i]: reason = "the only face that is seen throughout"
+    elif windows: reason = "another mouth fits the sound better, or moves more, size considered"
     else: reason = "too small" if track.side < options.min_face_px else "seen for less than a window"
-    return TrackNote(track.start/FPS, (n if track.stop is None else track.stop)/FPS, track.shot, track.side, i in choice.chosen, reason, moves, follows, margin)
+    return TrackNote(track.start/FPS, (n if track.stop is None else track.stop)/FPS, track.shot, track.side, choice.chosen[i] > 0, reason, float(moves), float(follows), float(margin))
 
 # %% ../../nbs/15_media.windows.ipynb #54ce471a
 class Alongside:

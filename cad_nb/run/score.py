@@ -8,8 +8,8 @@ __all__ = ['LONGEST_S', 'WORK_S', 'TOPS', 'ON', 'STRANGE', 'MET', 'BATCH', 'HEAD
            'distances', 'strangeness', 'obstacles', 'knows', 'clips_of', 'acquaintance', 'cautions', 'plain', 'telling',
            'timeline', 'legible', 'one_line', 'sentence', 'Judged', 'read_and_judge', 'score_file', 'clock', 'nearness',
            'in_words', 'lasting', 'explained', 'unjudged', 'evidence_section', 'time_section', 'cause_section',
-           'model_section', 'fingerprint', 'verdict_page', 'files_in', 'result_name', 'broken', 'write_results',
-           'score_files', 'summary_row', 'line']
+           'model_section', 'fingerprint', 'followed', 'verdict_page', 'files_in', 'result_name', 'broken',
+           'write_results', 'score_files', 'summary_row', 'line']
 
 # %% ../../nbs/90_run.score.ipynb #1abb3d85
 import hashlib, heapq, json, os, re, time
@@ -536,6 +536,16 @@ def fingerprint(
         with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
     except OSError: return "–"
 
+# %% ../../nbs/90_run.score.ipynb #ae85efed
+def followed(
+    tracks:list,      # of the record
+)->pd.DataFrame:      # for the page; without the columns of the choice where there was none
+    "The faces of a file as a table."
+    table = pd.DataFrame(tracks)
+    choice = table[["moves", "follows", "margin"]].astype(float).round(2).dropna(axis=1, how="all")
+    between = [f"{clock(a)} to {clock(b)}".replace(" ", "\u00a0") for a, b in zip(table.start_s, table.end_s)]
+    return pd.DataFrame(dict(seen=between, shot=table.shot, pixels=table.side_px.round().astype(int), chosen=table.chosen, why=table.reason)).join(choice)
+
 # %% ../../nbs/90_run.score.ipynb #68d5f042
 def verdict_page(
     judged:Judged,
@@ -546,12 +556,11 @@ def verdict_page(
     r, card = judged.record, judge.card
     name = one_line(legible(Path(path).name))
     stern = r["verdict"] == "fake" and not card.trained_on["embedded"]
-    lost, tracks = unjudged(judged.found.rows), pd.DataFrame(r["tracks"])
+    lost = unjudged(judged.found.rows)
     others = [w for w in r["warnings"] if w not in judged.why and w != knows(card)]
     head = facts({"Score": r["score"], "Fake from": None if judged.why else r["model"]["threshold"], "Rests on": ON.get(judged.mode, "nothing"), "Covered": f"{r['coverage']:.0%} of {clock(lasting(judged))}", "Status": r["status"], "Frames per second": f"{judged.reading.fps_in:.2f}" if judged.reading and judged.reading.fps_in else "–"})
     missing = [html_table(lost)] if len(lost) else ["Every window was judged in full."] if judged.found.rows else ["The file gave no window."]
-    if len(tracks): tracks = tracks.assign(start_s=tracks.start_s.map(clock), end_s=tracks.end_s.map(clock), side_px=tracks.side_px.round().astype(int)).astype(dict.fromkeys(["moves", "follows", "margin"], float)).round(2)
-    people = [html_table(tracks.rename(columns=dict(start_s="from", end_s="to", side_px="pixels", reason="why")), "faces that were followed")] if len(tracks) else []
+    people = [html_table(followed(r["tracks"]), "faces that were followed")] if r["tracks"] else []
     return page(name, "cad score: what a model says about one file", box(*in_words(judged, card), kind="verdict stern" if stern else "verdict", heading=HEADING[r["verdict"]]), box(knows(card)),
         head, section("To be kept in mind", *others) if others else "", evidence_section(judged, judge), time_section(judged, judge), cause_section(judged, judge),
         section("What could not be judged, and why", *missing, *people), model_section(judged, judge),

@@ -5,14 +5,14 @@ MAKEFLAGS += --no-print-directory
 VENV ?= .venv
 PYTHON ?=
 WORKERS ?= 2
-EXTRAS := lab,dev,docs,pretrained
+EXTRAS := lab,dev,docs,pretrained,study
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup reproduce test lab docs doctor clean clean-all
+.PHONY: help setup reproduce studies test lab docs doctor clean clean-all
 
 help: ## show this list
 	@echo "make reproduce runs the whole experiment, make test checks the project. Each first installs what it needs into $(VENV)."
@@ -27,6 +27,9 @@ reproduce: setup ## run every stage that is not up to date, then compare the res
 	@dvc repro
 	@echo "== The results"
 	@cad compare || { status=$$?; [ $$status -eq 2 ] || exit $$status; echo "All stages ran. There is no verdict, for the reason above."; }
+
+studies: setup ## run the studies, with the stages that they need: trains every ablation with three seeds, under an hour on two cores
+	@dvc repro nbs/studies/dvc.yaml
 
 test: setup ## check that modules and notebooks agree, run the lessons in the notebooks, run the tests
 	@echo "== 1/3 notebooks are clean, and the modules are what they export"
@@ -52,4 +55,4 @@ clean: ## remove what is quickly made again: reports, partial notebooks, the sit
 	find cad_nb tests docs benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-all: clean ## also remove the forged corpora and every result but out/metrics, with DVC's cache of them
-	rm -rf corpora data out/features out/models out/scores out/figures out/attributions .dvc/cache .dvc/tmp
+	rm -rf corpora data out/features out/tokens out/models out/scores out/studies out/figures out/attributions .dvc/cache .dvc/tmp

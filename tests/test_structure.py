@@ -4,15 +4,15 @@ from configparser import ConfigParser
 import nbformat, pytest, yaml
 from conftest import ROOT, tracked_files
 from cad_nb.core import read_params
-from cad_nb.run.stages import SECTIONS, check_params, current_dvc, declared, dvc_stages, local_imports, notebook_source, section_kind, stage_notebooks, stage_params
+from cad_nb.run.stages import DVC_FILES, SECTIONS, check_params, current_dvc, declared, dvc_stages, local_imports, notebook_source, section_kind, stage_notebooks, stage_params
 
 LIB = ROOT/"cad_nb"
 NUMBERS = dict(core=(0, 0), media=(10, 19), forge=(20, 29), data=(30, 39), models=(40, 49), learn=(50, 59), judge=(60, 69), explain=(70, 79), show=(80, 89), run=(90, 99))
-MAY_IMPORT = dict(core=[], media=["core"], models=["core"], show=["core"], forge=["core", "media"], data=["core", "media"], explain=["core", "models"],
+MAY_IMPORT = dict(core=[], media=["core"], models=["core"], show=["core"], forge=["core", "media"], data=["core", "media", "forge"], explain=["core", "models"],
                   learn=["core", "models"], judge=["core", "data", "models", "media", "explain"], run=list(NUMBERS))
 FLOORS = [["core"], ["media", "models", "show"], ["data", "forge", "explain"], ["learn", "judge", "run"]]
 ONLY = dict(av=["media", "run.cli"], cv2=["media"], torchcodec=[], soundfile=["media"], captum=["explain"], matplotlib=["show"], papermill=["run"], nbclient=["run"],  # run.cli lists the versions
-            dvc=["run"], dvclive=["learn", "run"], nbdev=[], fastcore=[], sklearn=[], facenet_pytorch=[], mtcnn=[])
+            dvc=["run"], dvclive=["learn", "run"], nbdev=[], fastcore=[], sklearn=["judge.study"], facenet_pytorch=[], mtcnn=[])
 LIGHT = ["core", "learn", "judge.metrics", "models."]
 
 library = sorted(p for p in (ROOT/"nbs").glob("[0-9][0-9]_*.ipynb"))
@@ -106,9 +106,23 @@ def test_stage_section_notebook_command_report():
     assert [int(p.stem.split("_")[0]) for p in pipelines.values()] == list(range(len(pipelines)))
 
 
-def test_deps_are_the_import_closure():
+def test_studies_have_a_pipeline_file_of_their_own():
+    "One name in five places for them too; their paths are the project's; and what they write is written by no stage of the other file."
+    studies = {name: p for name, p in stages.items() if p.parent.name == "studies"}
+    entries, params = dvc_stages(ROOT, DVC_FILES[1]), read_params(ROOT/"params.yaml")
+    assert list(entries) == list(studies), "nbs/studies/dvc.yaml and the notebooks beside it differ"
+    assert not set(entries) & set(dvc_stages(ROOT)), "a stage stands in both files"
+    for name, notebook in studies.items():
+        assert name in params and name in SECTIONS and name in declared(notebook)
+        assert entries[name]["wdir"] == "../.." and entries[name]["cmd"] == f"cad stage {name}" and entries[name]["deps"][0] == notebook.relative_to(ROOT).as_posix()
+    written = [outs_of(e) for f in DVC_FILES for e in dvc_stages(ROOT, f).values()]
+    assert len({p for paths in written for p in paths}) == sum(map(len, written)), "two stages write the same file"
+
+
+@pytest.mark.parametrize("file", DVC_FILES)
+def test_deps_are_the_import_closure(file):
     if not stages: pytest.skip("no stage notebook yet")
-    assert current_dvc(ROOT) == (ROOT/"dvc.yaml").read_text(), "run `cad deps --write`"
+    assert current_dvc(ROOT, file=file) == (ROOT/file).read_text(), "run `cad deps --write`"
 
 
 @pytest.mark.parametrize("name", stages)
@@ -134,15 +148,17 @@ def test_numbers_live_in_params_yaml_alone(section):
         assert not given, f"{kind.__name__} has defaults for {given}"
 
 
+def outs_of(entry):
+    "Path to options of all that a stage writes."
+    return {(out if isinstance(out, str) else next(iter(out))): ({} if isinstance(out, str) else next(iter(out.values()))) for key in ("outs", "metrics", "plots") for out in entry.get(key, [])}
+
+
 def test_outputs_are_git_s_or_dvc_s():
     "What DVC keeps, git ignores; what git keeps of a run, DVC does not cache."
     if not (ROOT/".git").exists(): pytest.skip("not a git checkout")
     ignored = lambda path: subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT).returncode == 0
-    for entry in dvc_stages(ROOT).values():
-        for key in ("outs", "metrics", "plots"):
-            for out in entry.get(key, []):
-                path, options = (out, {}) if isinstance(out, str) else next(iter(out.items()))
-                assert ignored(path) == options.get("cache", True), path
+    for entry in (e for f in DVC_FILES for e in dvc_stages(ROOT, f).values()):
+        for path, options in outs_of(entry).items(): assert ignored(path) == options.get("cache", True), path
     assert ignored("data") and not ignored("data.dvc") and ignored("out/reports/2_train.html") and ignored("out/partial/2_train.ipynb")
 
 
@@ -225,4 +241,4 @@ def test_readme_begins_with_the_two_commands():
 def test_make_and_ci_are_one():
     assert "make test" in (ROOT/".ci"/"run").read_text() and "bash .ci/run" in (ROOT/".github"/"workflows"/"test.yml").read_text()
     targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT/"Makefile").read_text(), re.M))
-    assert {"help", "setup", "reproduce", "test", "lab", "docs"} <= targets
+    assert {"help", "setup", "reproduce", "studies", "test", "lab", "docs"} <= targets

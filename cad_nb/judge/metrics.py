@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['checked', 'Sweep', 'sweep', 'ratio', 'why_undefined', 'roc_points', 'auc', 'average_precision', 'eer', 'tpr_at_fpr',
            'threshold_for', 'balanced_accuracy', 'brier', 'reliability', 'ece', 'resamples', 'enough_identities',
-           'bootstrap', 'Difference', 'paired_bootstrap']
+           'bootstrap', 'Difference', 'paired_bootstrap', 'holm']
 
 # %% ../../nbs/60_judge.metrics.ipynb #e70cbe6a
 from typing import Callable, Iterator, NamedTuple
@@ -258,3 +258,14 @@ def paired_bootstrap(
     low, high = np.quantile(gaps, [(1 - confidence) / 2, (1 + confidence) / 2])
     p = min(1., 2 * (1 + min((gaps <= 0).sum(), (gaps >= 0).sum())) / (len(gaps) + 1))
     return Difference(float(mean(a, None) - mean(b, None)), float(low), float(high), float(p))
+
+# %% ../../nbs/60_judge.metrics.ipynb #581aa84e
+def holm(
+    p,            # (m,) p-values of one family of comparisons; nan where one is undefined
+)->np.ndarray:    # (m,) adjusted p-values, at most 1; nan where undefined, which does not count as a comparison
+    "Holm's step-down correction for several comparisons, by no assumption on how they depend on each other."
+    p = np.asarray(p, float)
+    order = np.argsort(p)[:np.isfinite(p).sum()]                  # nan sort last
+    out = np.full(p.shape, np.nan)
+    out[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
+    return out

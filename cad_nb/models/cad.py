@@ -38,7 +38,7 @@ class ModelParams:
     distill:str           # full | labels_only (the teachers' labels, nothing distilled: the control) | none
     modalities:list[str]  # which evidence fusion gets: any of video, audio, sync
     dim:int               # D, width of all tokens
-    layers:int            # transformer layers of the fusion
+    layers:int            # transformer layers of the fusion; 0: none, the mean token of each kind of evidence side by side, through a small network
     heads:int             # attention heads of the fusion
     dropout:float         # of the fusion, 0..1
     reach:int             # largest offset of the curve, video frames
@@ -57,6 +57,8 @@ VARIANTS = {
     "align":       dict(align=True,  distill="none"),
     "distill":     dict(align=False, distill="full"),
     "labels":      dict(align=False, distill="labels_only"), # the control of distillation
+    "labels_align": dict(align=True, distill="labels_only"), # the control of both together
+    "concat":      dict(align=False, distill="none", layers=0), # naive fusion without attention: features side by side
     "video_only":  dict(align=False, distill="none", modalities=["video"]),
     "audio_only":  dict(align=False, distill="none", modalities=["audio"]),
     "sync_only":   dict(align=True,  distill="none", modalities=["sync"]),
@@ -101,7 +103,7 @@ class Fusion(nn.Module):
     def __init__(self,
         kinds:list[str],   # names of the kinds of evidence
         dim:int,           # D
-        layers:int,        # transformer layers
+        layers:int,        # transformer layers; 0: no attention, the kinds' mean tokens side by side
         heads:int,         # attention heads
         dropout:float=0.,  # 0..1
     ):
@@ -109,19 +111,22 @@ class Fusion(nn.Module):
         self.kind = nn.ParameterDict({k: nn.Parameter(torch.randn(dim) * .02) for k in kinds})
         self.null = nn.ParameterDict({k: nn.Parameter(torch.randn(dim) * .02) for k in kinds})
         self.norm = nn.ModuleDict({k: nn.LayerNorm(dim) for k in kinds})
-        self.ask = nn.Parameter(torch.randn(1, 1, dim) * .02)
+        self.ask = nn.Parameter(torch.randn(1, 1, dim) * .02) if layers else None
         layer = nn.TransformerEncoderLayer(dim, heads, 2 * dim, dropout, "gelu", batch_first=True, norm_first=True)
-        self.mix = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(dim), enable_nested_tensor=False)
+        self.mix = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(dim), enable_nested_tensor=False) if layers else \
+                   nn.Sequential(nn.Linear(len(kinds) * dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim), nn.LayerNorm(dim))
 
     def forward(self,
         tokens:dict[str,Tensor],  # kind to (B, N, D)
         present:dict[str,Tensor], # kind to (B,) bool
     )->Tensor:                    # (B, D)
-        rows = [self.ask.expand(len(next(iter(tokens.values()))), -1, -1)]
+        rows = []
         for kind, x in tokens.items():
             x = torch.where(present[kind][:, None, None], self.norm[kind](x), self.null[kind])
             rows.append(x + self.kind[kind])
-        return self.mix(torch.cat(rows, 1))[:, 0]                    # (B, 1+sum(N), D) -> (B, D)
+        if self.ask is None: return self.mix(torch.cat([x.mean(1) for x in rows], 1))    # (B, kinds*D) -> (B, D)
+        ask = self.ask.expand(len(rows[0]), -1, -1)
+        return self.mix(torch.cat([ask, *rows], 1))[:, 0]                                # (B, 1+sum(N), D) -> (B, D)
 
 # %% ../../nbs/43_models.cad.ipynb #282652c4
 class CAD(nn.Module):
@@ -180,8 +185,9 @@ class CAD(nn.Module):
     def views(self,
         batch,     # of `cad_nb.data.clips`
     )->Views:
-        "A batch of stored clips as this model's encoders take it."
-        return views(batch, self.audio.front)
+        "A batch of stored clips as this model's encoders take it, with what is already known of it (`cad_nb.data.tokens`)."
+        v = views(batch, self.audio.front)
+        return replace(v, face=self.video.known(v.face, batch.seen), spec=self.audio.known(v.spec, batch.heard)) if hasattr(batch, "seen") else v
 
     def read(self,
         batch,     # of `cad_nb.data.clips`

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['LICENCES', 'INPUTS', 'UNUSED', 'FRONTS', 'ADAPTED', 'WeightsError', 'where_to_get', 'find_weights', 'explained',
            'load_network', 'Pictures', 'WhisperMel', 'KaldiMel', 'Samples', 'front_end', 'fingerprint', 'adapt',
-           'Backbone', 'leave_frozen', 'fill_frozen', 'PretrainedVideo', 'PretrainedAudio']
+           'Backbone', 'leave_frozen', 'fill_frozen', 'Known', 'PretrainedVideo', 'PretrainedAudio']
 
 # %% ../../nbs/44_models.pretrained.ipynb #fdf930fb
 import hashlib, warnings
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 import torch, torchaudio.compliance.kaldi
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -297,9 +297,16 @@ def fill_frozen(
     whole = backbone.net.state_dict(prefix="net.")
     state.update({prefix + k: whole[k] for k in backbone.frozen})
 
+# %% ../../nbs/44_models.pretrained.ipynb #ded15f3a
+class Known(NamedTuple):
+    "A view together with what the frozen network makes of it, so that the network need not run."
+    view:Tensor      # as the encoder's methods take it
+    features:Tensor  # of any float type: from the encoder's `features`
+
 # %% ../../nbs/44_models.pretrained.ipynb #4cefe9aa
 class PretrainedVideo(nn.Module):
     "A vision network for the traces in sharp face crops; the mouth path of `CompactVideo` for synchrony."
+    known = Known
     def __init__(self,
         net:nn.Module,        # from `load_network`
         own:dict,             # the settings of its preprocessing
@@ -321,9 +328,9 @@ class PretrainedVideo(nn.Module):
         return torch.cat([x[:, 0], x.mean(1), x.amax(1)], -1).unflatten(0, face.shape[:2])
 
     def tokens(self,
-        face:Tensor, # (B, K, 3, P, P) float, 0..1
-    )->Tensor:       # (B, K, D)
-        return self.out(self.features(face))
+        face:Tensor|Known, # (B, K, 3, P, P) float, 0..1
+    )->Tensor:             # (B, K, D)
+        return self.out(face.features.float() if isinstance(face, Known) else self.features(face))
 
     def sync(self,
         mouth:Tensor, # (B, T, Q, Q) float, 0..1
@@ -333,6 +340,7 @@ class PretrainedVideo(nn.Module):
 # %% ../../nbs/44_models.pretrained.ipynb #2f091e19
 class PretrainedAudio(nn.Module):
     "An audio network for the traces in the sound; the 25 Hz path of `CompactAudio` for synchrony, on the same view."
+    known = Known
     def __init__(self,
         net:nn.Module,        # from `load_network`
         own,                  # its feature extractor
@@ -356,11 +364,12 @@ class PretrainedAudio(nn.Module):
         return torch.cat([F.adaptive_avg_pool1d(x, N), F.adaptive_max_pool1d(x, N)], 1).transpose(1, 2)
 
     def tokens(self,
-        view:Tensor, # (B, M, F) from `front`, or (B, 1, S)
-    )->Tensor:       # (B, N, D), 6.25 Hz
-        return self.out(self.features(view))
+        view:Tensor|Known, # (B, M, F) from `front`, or (B, 1, S)
+    )->Tensor:             # (B, N, D), 6.25 Hz
+        return self.out(view.features.float() if isinstance(view, Known) else self.features(view))
 
     def sync(self,
-        view:Tensor, # (B, M, F) from `front`, or (B, 1, S)
-    )->Tensor:       # (B, T, D), 25 Hz
+        view:Tensor|Known, # (B, M, F) from `front`, or (B, 1, S)
+    )->Tensor:             # (B, T, D), 25 Hz
+        if isinstance(view, Known): view = view.view
         return self.pace.sync(view if self.front.bands > 1 else log_spectrogram(view.squeeze(1)))

@@ -74,14 +74,16 @@ def deps(
     root = root_of_project()
     from difflib import unified_diff
     from cad_nb.core import write_whole
-    from cad_nb.run.stages import current_dvc
-    path = root/"dvc.yaml"
-    old, new = path.read_text(), current_dvc(root)
-    if new == old: typer.echo("dvc.yaml agrees with the notebooks"); return
-    typer.echo("".join(unified_diff(old.splitlines(True), new.splitlines(True), "dvc.yaml", "dvc.yaml as the notebooks have it")), nl=False)
-    if not write:
+    from cad_nb.run.stages import DVC_FILES, current_dvc
+    stale = {}
+    for file in [f for f in DVC_FILES if (root/f).is_file()]:
+        old, new = (root/file).read_text(), current_dvc(root, file=file)
+        if new == old: typer.echo(f"{file} agrees with the notebooks"); continue
+        typer.echo("".join(unified_diff(old.splitlines(True), new.splitlines(True), file, f"{file} as the notebooks have it")), nl=False)
+        stale[file] = new
+    if stale and not write:
         typer.echo("`cad deps --write` makes this change", err=True); raise typer.Exit(1)
-    write_whole(path, lambda p: p.write_text(new))
+    for file, new in stale.items(): write_whole(root/file, lambda p: p.write_text(new))
 
 # %% ../../nbs/92_run.cli.ipynb #2dc2c4de
 def git(
@@ -337,7 +339,7 @@ def check_versions(
         except PackageNotFoundError: missing.append(package)
         else: other += [f"{package} {found}, not {pin}"] if found != pin else []
     lacking = [p for p in missing if p.lower().replace("_", "-") in needed]
-    mend = f"`make setup`, or `pip install -c {name} -e '.[lab,dev,docs,pretrained]'`"
+    mend = f"`make setup`, or `pip install -c {name} -e '.[lab,dev,docs,pretrained,study]'`"
     if lacking: yield "fail", f"not installed: {', '.join(lacking)}", mend
     if other: yield "warn", f"{len(other)} other than in {name}: {'; '.join(other[:5])}{' ...' if len(other) > 5 else ''}", mend
     if not lacking and not other: yield "ok", f"{len(pins) - len(missing)} packages as in {name}" + (f"; {len(missing)} optional ones absent" if missing else "")
@@ -349,13 +351,15 @@ def check_params(
 ):             # yields (level, text, how to mend)
     "Does params.yaml hold what the rooms declare, and is dvc.yaml in step with the notebooks?"
     from cad_nb.core import ParamsError, read_params
-    from cad_nb.run.stages import check_params, current_dvc, dvc_stages, stage_params
+    from cad_nb.run.stages import DVC_FILES, check_params, current_dvc, dvc_stages, stage_params
     params = read_params(root/"params.yaml")
     try: check_params(params)
     except ParamsError as e: yield "fail", str(e), "correct params.yaml"; return
-    for name in dvc_stages(root): stage_params(name, root)
-    if current_dvc(root) != (root/"dvc.yaml").read_text(): yield "warn", "dvc.yaml does not list what the notebooks import", "`cad deps --write`"
-    yield "ok", f"{len(params)} sections, {len(dvc_stages(root))} stages"
+    files = {f: dvc_stages(root, f) for f in DVC_FILES if (root/f).is_file()}
+    for name in (name for stages in files.values() for name in stages): stage_params(name, root)
+    for file in files:
+        if current_dvc(root, file=file) != (root/file).read_text(): yield "warn", f"{file} does not list what the notebooks import", "`cad deps --write`"
+    yield "ok", f"{len(params)} sections, {sum(map(len, files.values()))} stages"
 
 # %% ../../nbs/92_run.cli.ipynb #b897bc0a
 @check
@@ -438,7 +442,7 @@ def check_dvc(
     import json
     if git(root, "rev-parse", "--git-dir") is None: yield "warn", "this is no git checkout: experiments and the verdict need one", "`git clone` the project"
     if not (root/"dvc.lock").is_file(): yield "warn", "no stage has been run", "`make reproduce`"; return
-    done = subprocess.run([sys.executable, "-m", "dvc", "status", "--json"], cwd=root, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "dvc", "status", "--json", "dvc.yaml", "data.dvc"], cwd=root, capture_output=True, text=True)
     if done.returncode and not done.stdout.strip().startswith("{"): yield "fail", (done.stderr.strip() or "dvc status failed").split("\n")[-1], "`dvc status -v` says more"; return
     stale = json.loads(done.stdout or "{}")
     if stale: yield "warn", f"not up to date: {', '.join(stale)}", "`make reproduce`"

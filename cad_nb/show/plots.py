@@ -7,7 +7,7 @@ __all__ = ['INK', 'SOFT', 'FAINT', 'REAL', 'FAKE', 'PALETTE', 'DASHES', 'MARKERS
            'canvas', 'save', 'swatches', 'roc_curves', 'offset_curves', 'score_histograms', 'reliability_diagram',
            'auc_dots', 'training_curves', 'picture', 'contact_sheet', 'side_by_side', 'face_row', 'waveform',
            'time_axes', 'row_label', 'clip_strip', 'overlay', 'bars', 'known_region', 'attribution_panel', 'on_axis',
-           'uncovered', 'film', 'strips', 'file_timeline']
+           'uncovered', 'film', 'strips', 'file_timeline', 'interval_dots', 'upset', 'peak_moves', 'token_maps']
 
 # %% ../../nbs/80_show.plots.ipynb #ba7b44f2
 from functools import wraps
@@ -525,4 +525,114 @@ def file_timeline(
     for name, ax in axes.items():
         if name != "evidence": row_label(ax, dict(offset="offset\n(frames)", pictures="").get(name, name))
     time_axes(list(axes.values()), duration_s)
+    return figure
+
+# %% ../../nbs/80_show.plots.ipynb #f249a958
+@styled
+def interval_dots(
+    table:pd.DataFrame,   # rows with `row`, `panel`, `value`, `low`, `high`, perhaps `n`; several seeds are several rows
+    corpus:str,           # what the figure was made from
+    title:str="AUC",
+    xlabel:str="AUC",     # what the values are
+    line:float=.5,        # a value that means nothing was found, drawn dotted
+    marks:dict=None,      # (row, panel) to a text at the right of that row, such as a p-value
+    first:str=None,       # the row that the others are compared with: its mean is drawn through its panel
+)->Figure:
+    "A row per model, a column per group: the dot is the mean over seeds, the line the mean interval, small ticks are single seeds."
+    rows, panels = list(dict.fromkeys(table.row)), list(dict.fromkeys(table.panel))
+    figure = canvas(title, corpus, (7, 1.15 + .21 * len(rows)))
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    low, high = np.nanmin([line, *table.low, *table.value]), np.nanmax([line, *table.high, *table.value])
+    for ax, panel in zip(axes, panels):
+        for k, name in enumerate(rows):
+            found = table[(table.row == name) & (table.panel == panel)]
+            colour = PALETTE[0] if name == first else INK
+            if found.value.isna().all():
+                if len(found): ax.text(line, k, " undefined", color=SOFT, fontsize=7, va="center")
+                continue
+            ax.plot([found.low.mean(), found.high.mean()], [k, k], lw=1.8, alpha=.4, color=colour, solid_capstyle="butt")
+            if len(found) > 1: ax.plot(found.value, np.full(len(found), k), "|", ms=6, mew=.8, alpha=.7, color=colour)
+            ax.plot(found.value.mean(), k, "o", ms=5, mec="white", mew=.7, color=colour, zorder=4, clip_on=False)
+            if name == first: ax.axvline(found.value.mean(), color=colour, lw=.7, alpha=.5)
+            if marks and (name, panel) in marks: ax.text(1.01, k, marks[name, panel], transform=ax.get_yaxis_transform(), fontsize=6.5, color=SOFT, va="center")
+        n = table[table.panel == panel].n.max() if "n" in table else np.nan
+        ax.set_title(panel + (f"\nn = {n:.0f}" if np.isfinite(n) else ""), fontsize=8); ax.axvline(line, color=SOFT, lw=.8, ls=":")
+        ax.set(xlim=(low - .02, high + .01), ylim=(len(rows) - .5, -.5), yticks=range(len(rows)), yticklabels=rows)
+        ax.xaxis.set_major_locator(MaxNLocator(3)); ax.tick_params(axis="y", length=0); ax.grid(False, axis="y"); ax.spines["left"].set_visible(False)
+        for k in range(0, len(rows), 2): ax.axhspan(k - .5, k + .5, color="#F6F6F6", lw=0, zorder=0)
+    figure.supxlabel(xlabel, fontsize=8.5)
+    return figure
+
+# %% ../../nbs/80_show.plots.ipynb #9651b6f3
+@styled
+def upset(
+    patterns:pd.DataFrame,  # a bool column per set, and `n`: how many are in just these sets
+    corpus:str,             # what the figure was made from
+    title:str="Which path catches which fakes",
+    unit:str="fakes",       # what is counted
+    n_max:int=16,           # patterns shown
+)->Figure:
+    "What a Venn diagram shows, readable for four sets: a bar for each combination of sets, its sets as dots below (UpSet, Lex et al. 2014)."
+    sets = [c for c in patterns if c != "n"]
+    shown = patterns.sort_values("n", ascending=False, kind="stable").head(n_max).reset_index(drop=True)
+    figure = canvas(title, corpus, (7, 2.2 + .2 * len(sets)))
+    bars_at, dots = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, .22 * len(sets)])
+    none = ~shown[sets].any(axis=1)
+    bars_at.bar(shown.index, shown.n, color=[SOFT if miss else PALETTE[0] for miss in none], width=.6)
+    for x, n in shown.n.items(): bars_at.text(x, n, f"{n}", ha="center", va="bottom", fontsize=7.5)
+    bars_at.set(ylabel=unit, ylim=(0, 1.12 * shown.n.max())); bars_at.grid(False, axis="x"); bars_at.tick_params(length=0)
+    for x, row in shown.iterrows():
+        inside = [k for k, s in enumerate(sets) if row[s]]
+        dots.plot(np.full(len(sets), x), range(len(sets)), "o", ms=6, color=FAINT)
+        dots.plot(np.full(len(inside), x), inside, "-o", ms=6, lw=1.4, color=INK)
+    total = {s: int(patterns.n[patterns[s].astype(bool)].sum()) for s in sets}
+    dots.set(yticks=range(len(sets)), yticklabels=[f"{s}  ({total[s]})" for s in sets], ylim=(len(sets) - .5, -.5), xticks=[], xlim=(-.6, len(shown) - .4))
+    dots.grid(False); dots.tick_params(length=0)
+    for side in dots.spines.values(): side.set_visible(False)
+    return figure
+
+# %% ../../nbs/80_show.plots.ipynb #7f597d69
+@styled
+def peak_moves(
+    table:pd.DataFrame,   # rows with `model`, `shift` in frames, `exact` and `near`, shares of clips
+    corpus:str,           # what the figure was made from
+    asked:float=None,     # the share that is asked for
+    within:int=None,      # frames up to which it is
+    title:str="Does the peak move as the sound does?",
+)->Figure:
+    "How often the peak of the offset curve moves by exactly as many frames as the sound was moved; thin: by that or one more or less."
+    figure = canvas(title, corpus, (7, 2.6))
+    ax = figure.subplots()
+    for i, (model, rows) in enumerate(table.groupby("model", sort=False)):
+        rows = rows[rows["shift"] != 0].sort_values("shift")
+        for side in (rows[rows["shift"] < 0], rows[rows["shift"] > 0]):
+            ax.plot(side["shift"], side.exact, color=PALETTE[i % 8], ls=DASHES[i % 8], marker=MARKERS[i % 8], ms=4, mec="white", mew=.6, label=model if side["shift"].iloc[0] < 0 else None)
+            ax.plot(side["shift"], side.near, color=PALETTE[i % 8], lw=.8, alpha=.6)
+    if asked is not None: ax.plot([-within, within], [asked, asked], color=INK, lw=.9, ls=(0, (4, 2))); ax.text(0, asked, f"asked: {asked:.0%}", ha="center", va="top", fontsize=7.5)
+    ax.set(ylim=(0, 1.03), yticks=[0, .25, .5, .75, 1], yticklabels=["0", "25 %", "50 %", "75 %", "100 %"], xlabel="sound moved by … video frames (right: later)", ylabel="genuine clips")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+# %% ../../nbs/80_show.plots.ipynb #70f0f491
+@styled
+def token_maps(
+    table:pd.DataFrame,   # rows with `panel`, `group`, `x`, `y`
+    corpus:str,           # what the figure was made from
+    title:str="Tokens on a plane",
+    real:str="real",      # the group that is drawn in the colour of reals
+)->Figure:
+    "One map for each kind of token, the same clips in the same colours in all."
+    panels, names = list(dict.fromkeys(table.panel)), sorted(set(table.group) - {real})
+    n_cols = min(4, len(panels)); n_rows = -(-len(panels) // n_cols)
+    figure = canvas(title, corpus, (7, .9 + 7 / n_cols * n_rows))
+    axes = figure.subplots(n_rows, n_cols, squeeze=False).ravel()
+    look = {real: (REAL, "o")} | {g: (PALETTE[i % 6], MARKERS[1 + i % 7]) for i, g in enumerate(names)}
+    for ax in axes[len(panels):]: ax.axis("off")
+    for ax, panel in zip(axes, panels):
+        for group, (colour, mark) in look.items():
+            at = table[(table.panel == panel) & (table.group == group)]
+            ax.plot(at.x, at.y, mark, color=colour, ms=2.6, mew=0, alpha=.75, label=group)
+        ax.set(xticks=[], yticks=[], title=panel); ax.grid(False); ax.margins(.04)
+        for side in ax.spines.values(): side.set(visible=True, color=FAINT)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(look)), markerscale=2, handletextpad=.1, columnspacing=1)
     return figure

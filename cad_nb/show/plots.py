@@ -174,7 +174,7 @@ def reliability_diagram(
         ax.plot(said[there], true[there], color=PALETTE[k % 8], ls=DASHES[k % 8], lw=1.2, zorder=2)
         ax.scatter(said[there], true[there], s=6 + 90 * n[there] / max(1, n.max()), color=PALETTE[k % 8], marker=MARKERS[k % 8], edgecolor="white", lw=.6, zorder=3, clip_on=False, label=f"{name}  (n = {int(n.sum())})")
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="score (probability of fake)", ylabel="share of fakes", aspect="equal")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside right center")
     return figure
 
 # %% ../../nbs/80_show.plots.ipynb #d1138b3d

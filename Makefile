@@ -55,4 +55,4 @@ clean: ## remove what is quickly made again: reports, partial notebooks, the sit
 	find cad_nb tests docs benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-all: clean ## also remove the forged corpora and every result but out/metrics, with DVC's cache of them
-	rm -rf corpora data out/features out/models out/scores out/studies out/figures out/attributions .dvc/cache .dvc/tmp
+	rm -rf corpora data out/features out/tokens out/models out/scores out/studies out/figures out/attributions .dvc/cache .dvc/tmp

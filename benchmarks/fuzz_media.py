@@ -17,7 +17,7 @@ from media import peak_mib
 
 OPTIONS = TrackOptions(detect_every=5, min_face_px=8, face_px=16, mouth_px=8, max_s=30., min_frames=10)
 KINDS = ["25 fps", "fragmented mp4", "sound 0.4 s late, mkv", "ffv1, flac, mkv", "vp8, opus", "vp9, opus", "mpeg4, mp3, avi", "full range, mjpeg", "B-frames, ts", "mpeg2, ac3, ts",
-         "mpeg1, mp2, mpg", "h264, aac, flv", "wmv2, wmav2, asf", "prores, pcm, mov", "hevc", "av1"]
+         "mpeg1, mp2, mpg", "interlaced, h264", "interlaced, mpeg2", "h264, aac, flv", "wmv2, wmav2, asf", "prores, pcm, mov", "hevc", "av1"]
 WORDS = [bytes(4), b"\xff"*4, b"\x7f\xff\xff\xff", b"\x80\0\0\0", b"\0\0\xea\x60", b"\xea\x60\0\0", b"\0\0\0\1", b"moov", b"http"]  # 60,000 among them
 
 

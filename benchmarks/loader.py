@@ -1,4 +1,4 @@
-"""How many training clips a second does the loader make, varied and unvaried, at the sizes of params.yaml or others?
+"""How many training clips a second does the loader make, varied and unvaried, genuine or half of them forged on the fly, at the sizes of params.yaml or others?
 
     python benchmarks/loader.py [--face_px 64] [--mouth_px 32] [--sharp 6] [--frames 36] [--batch 32] [--clips 2048] [--threads 1]
 """
@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from cad_nb.core import SAMPLES_PER_FRAME, read_params, typed
 from cad_nb.data.clips import BatchParams, Clips, augment, draw_epoch, stream, train_batches
 from cad_nb.data.manifest import as_manifest
+from cad_nb.data.pseudo import Forged, PseudoParams
 
 def features(folder:Path, n:int, K:int, T:int, P:int, Q:int, per_shard:int=256):
     "Shards of random numbers, as `prepare` would lay them out."
@@ -52,6 +53,15 @@ def main():
         print(f"  varied        {rate(lambda: [augment(b, varied, stream(i)) for i,b in enumerate(stored)], n, a.times):8.0f}")
         print(f"  both          {rate(lambda: list(train_batches(clips, a.batch, 0, 0, varied)), n, a.times):8.0f}")
         print(f"  both, ahead   {rate(lambda: list(train_batches(clips, a.batch, 0, 0, replace(varied, prefetch=2))), n, a.times):8.0f}")
+        pseudo, few = typed(params["pseudo"], PseudoParams, "pseudo"), replace(varied, balance="method", real=.5, epoch_clips=min(n, 16*a.batch))
+        fresh = Forged(clips, pseudo, 0)
+        epoch = lambda forged: list(train_batches(forged, a.batch, 0, 0, few))
+        print(f"  forged, varied{rate(lambda: epoch(Forged(clips, pseudo, 0)), few.epoch_clips, a.times):8.0f}  half of the clips genuine, nothing kept from earlier epochs")
+        epoch(fresh); print(f"  the same      {rate(lambda: epoch(fresh), few.epoch_clips, a.times):8.0f}  vocoded sounds at hand ({sum(v.nbytes for v in fresh.kept.values())/2**20:.0f} MB)")
+        for kind in pseudo.kinds:
+            one = Forged(clips, replace(pseudo, kinds=[kind]), 0)
+            rows, begun = np.flatnonzero(one.rows.y == 1)[:a.batch], time.process_time()
+            one.batch(rows); print(f"    {kind:20s}{1000*(time.process_time() - begun)/len(rows):6.1f} ms of a processor a clip")
 
 
 if __name__ == "__main__": main()

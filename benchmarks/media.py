@@ -1,17 +1,18 @@
 """How much faster than real time is a file prepared on one core, how near is that to decoding alone, and how much memory does it take?
 
-    python benchmarks/media.py [--seconds 20] [--detector mtcnn] [--long 7200]
+    python benchmarks/media.py [--seconds 20] [--detector mtcnn] [--long 7200] [--only-long]
     python benchmarks/media.py FOLDER
 
 Without a folder the clip is a forged talking head, enlarged to 720p, before a background with camera noise, so that decoding costs what it does in life.
 The naive way, in the same run: every picture to RGB, the detector on every fifth picture in batches, tracks, the file decoded a second time, and crops. `--long` also reads a file of
-that many seconds at 1080p in a process of its own and prints its peak memory.
+that many seconds at 1080p in a process of its own and prints its memory as it goes, and its peak.
 """
 import argparse, resource, subprocess, sys, tempfile, time
 from pathlib import Path
 import av, numpy as np, torch
 from cad_nb.core import SAMPLES_PER_FRAME, stream
 from cad_nb.forge.face import identity, render, scene
+from cad_nb.forge.voice import say, speaker
 from cad_nb.media.audio import decode_audio
 from cad_nb.media.encode import encode_clip
 from cad_nb.media.faces import detector
@@ -47,7 +48,7 @@ def head(seconds:float, height:int, width:int, noise:float):
         yield (frame + grain[i % 8]).clip(0, 255).astype(np.uint8)
 
 
-def voice(seconds:float): s = np.arange(round(seconds*25)*SAMPLES_PER_FRAME)/16_000; return (.2*np.sin(2*np.pi*150*s)*np.abs(np.sin(s*9))).astype(np.float32)
+def voice(seconds:float): return np.resize(say(speaker(stream(0, "benchmark", "voice")), 8., stream(0, "benchmark", "words")).samples, round(seconds*25)*SAMPLES_PER_FRAME)
 
 
 class OneByOne:
@@ -60,6 +61,19 @@ class OneByOne:
 def write(path:Path, seconds:float, height:int, width:int, noise:float=3., crf:int=23):
     with av.open(str(path), "w", format="mp4") as out: encode_clip(out, OneByOne(seconds, height, width, noise), voice(seconds), crf, 64, 25, 16_000)
     return path
+
+
+def repeated(short:Path, long:Path, seconds:float):
+    "A file again and again, without encoding it anew. Half a tick between two of them keeps the time stamps in order."
+    with av.open(str(short)) as c: each_s = c.duration/av.time_base + .02
+    with av.open(str(long), "w") as out:
+        with av.open(str(short)) as c: streams = {s.index: out.add_stream_from_template(s) for s in c.streams}
+        for i in range(max(1, round(seconds/each_s))):
+            with av.open(str(short)) as c:
+                for p in c.demux():
+                    if p.dts is None: continue
+                    shift = round(i*each_s/float(p.time_base)); p.pts += shift; p.dts += shift; p.stream = streams[p.stream.index]; out.mux(p)
+    return long
 
 
 def decode_only(path:Path)->float:  # s of video
@@ -99,26 +113,28 @@ def seconds_of(work, times:int=2)->float:
 def peak(path:Path):
     "Peak memory and time of reading a file, in a process of its own."
     code = f"import runpy,sys; sys.argv=['media.py', '--peak-of', {str(path)!r}]; runpy.run_path({__file__!r}, run_name='__main__')"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("folder", nargs="?", type=Path); ap.add_argument("--seconds", type=float, default=20); ap.add_argument("--detector", default="mtcnn")
-    ap.add_argument("--long", type=float, default=0); ap.add_argument("--peak-of", type=Path, help=argparse.SUPPRESS)
+    ap.add_argument("--long", type=float, default=0); ap.add_argument("--only-long", action="store_true"); ap.add_argument("--peak-of", type=Path, help=argparse.SUPPRESS)
     a = ap.parse_args()
     torch.set_num_threads(1)
     faces = detector(a.detector, min_face_px=32)
     if a.peak_of:
         before, t = peak_mib(), time.perf_counter()
         r = read_windows(a.peak_of, faces, OPTIONS, T)
-        n = sum(1 for _ in r)
+        n, told = 0, 60
+        for n,w in enumerate(r, 1):
+            if (at := (w.start_frame + w.n_frames)/25) >= told: print(f"  after {at:6.0f} s of video: peak {peak_mib():.0f} MiB, {at/(time.perf_counter() - t):.1f} times real time", flush=True); told *= 2
         took = time.perf_counter() - t
         print(f"{r.duration_s:.0f} s read in {took:.0f} s ({r.duration_s/took:.1f} times real time), {n} windows, status {r.status}, coverage {r.coverage:.2f}; peak {peak_mib():.0f} MiB, {before:.0f} MiB of them before the first picture")
         return
     with tempfile.TemporaryDirectory() as d:
-        files = sorted(p for p in a.folder.iterdir() if p.is_file()) if a.folder else [write(Path(d)/"head_720p.mp4", a.seconds, 720, 1280)]
-        print(f"{'file':36} {'s':>5} {'decode':>7} {'windows':>8} {'clip':>7} {'naive':>7}   windows/decode  windows/naive   (times real time, one core)")
+        files = sorted(p for p in a.folder.iterdir() if p.is_file()) if a.folder else [] if a.only_long else [write(Path(d)/"head_720p.mp4", a.seconds, 720, 1280)]
+        if files: print(f"{'file':36} {'s':>5} {'decode':>7} {'windows':>8} {'clip':>7} {'naive':>7}   windows/decode  windows/naive   (times real time, one core)")
         for f in files:
             s = decode_only(f)
             fast = lambda: [None for _ in read_windows(f, faces, OPTIONS, T)]
@@ -126,15 +142,8 @@ def main():
             print(f"{f.name[:36]:36} {s:5.1f} {d_:7.1f} {w:8.1f} {c:7.1f} {n:7.1f}   {w/d_:14.2f}  {w/n:13.2f}")
         if a.long:
             short = write(Path(d)/"short_1080p.mp4", 8, 1080, 1920, noise=0)
-            long = Path(d)/"long_1080p.mp4"
-            with av.open(str(long), "w") as out:  # the short one again and again, without encoding it anew
-                with av.open(str(short)) as c: streams = {s.index: out.add_stream_from_template(s) for s in c.streams}
-                for i in range(round(a.long/8.2)):  # a fifth of a second between them keeps the time stamps in order
-                    with av.open(str(short)) as c:
-                        for p in c.demux():
-                            if p.dts is None: continue
-                            shift = round(i*8.2/float(p.time_base)); p.pts += shift; p.dts += shift; p.stream = streams[p.stream.index]; out.mux(p)
-            print(f"8 s at 1080p: {peak(short)}"); print(f"{a.long:.0f} s at 1080p: {peak(long)}")
+            print("8 s at 1080p:", flush=True); peak(short)
+            print(f"{a.long:.0f} s at 1080p:", flush=True); peak(repeated(short, Path(d)/"long_1080p.mp4", a.long))
 
 
 if __name__ == "__main__": main()

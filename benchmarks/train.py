@@ -1,6 +1,7 @@
-"""Training speed: clips a second and peak memory of a step of each variant, and of the same full model without bfloat16, as a ratio in one run.
+"""Training speed: clips a second and peak memory of a step of each variant, and of the full model in bfloat16 and in float32, as a ratio in one run.
+With `--compile`, only the full model, plain and by turns through torch.compile: what that costs at the start, and what it brings.
 
-    python benchmarks/train.py [--steps 12] [--batch 32]
+    python benchmarks/train.py [--steps 12] [--batch 32] [--compile]
 """
 import argparse, resource, time
 from dataclasses import replace
@@ -11,7 +12,7 @@ from cad_nb.learn import TrainParams, optimizer_of, step
 from cad_nb.models.build import build
 from cad_nb.models.cad import VARIANTS, ModelParams
 
-ask = argparse.ArgumentParser(); ask.add_argument("--steps", type=int, default=12); ask.add_argument("--batch", type=int, default=32)
+ask = argparse.ArgumentParser(); ask.add_argument("--steps", type=int, default=12); ask.add_argument("--batch", type=int, default=32); ask.add_argument("--compile", action="store_true")
 args, params = ask.parse_args(), read_params()
 device, prepare = pick_device(params["device"]), params["prepare"]
 model, train = typed(params["model"], ModelParams, "model"), typed(params["train"], TrainParams, "train")
@@ -32,8 +33,24 @@ def rate(variant, precision):
         if i > 1: best = min(best, time.perf_counter() - start)
     return B / best
 
-print(f"{device}, {torch.get_num_threads()} threads, batches of {B}, best of {args.steps} steps")
-plain = rate("cad", "float32")
-for variant in VARIANTS: print(f"{variant:12} {rate(variant, train.precision):7.0f} clips/s")
-print(f"{'cad float32':12} {plain:7.0f} clips/s;  {train.precision} is {rate('cad', train.precision)/plain:.2f} times as fast")
+def compiled():
+    "Two models that take turns, step by step, so that whatever else the machine does slows down both."
+    nets = {}
+    for name in ("plain", "compiled"):
+        seed_all(0); net = build(model, P, Q).to(device)
+        if name == "compiled": net.compile()
+        nets[name] = net, optimizer_of(net, train), []
+    for i in range(args.steps + 2):
+        for net, optimizer, times in nets.values():
+            start = time.perf_counter(), time.process_time()
+            step(net, batch, optimizer, train)
+            times.append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    (plain, plain_cpu), (fast, fast_cpu) = (tuple(sorted(column)[len(column)//2] for column in zip(*times[2:])) for _, _, times in nets.values())
+    print(f"first step of the compiled model {nets['compiled'][2][0][0]:.0f} s; then the median step: plain {B/plain:.0f} clips/s, compiled {B/fast:.0f} clips/s, {plain/fast:.2f} times as fast (by processor time {plain_cpu/fast_cpu:.2f} times)")
+
+print(f"{device}, {torch.get_num_threads()} threads, batches of {B}, {args.steps} steps")
+if args.compile: compiled(); raise SystemExit
+for variant in VARIANTS: print(f"{variant:12} {rate(variant, train.precision):7.0f} clips/s in {train.precision}")
+half, plain = rate("cad", "bfloat16"), rate("cad", "float32")
+print(f"{'cad':12} {half:7.0f} clips/s in bfloat16, {plain:.0f} in float32: {half/plain:.2f} times as fast")
 print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20:.2f} GiB")

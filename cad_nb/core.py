@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['FPS', 'SAMPLE_RATE', 'SAMPLES_PER_FRAME', 'exact_div', 'stream', 'seed_all', 'pick_device', 'pick_precision',
-           'hash_of', 'ParamsError', 'fits', 'typed', 'project_root', 'read_params', 'section', 'write_whole']
+           'hash_of', 'source_mark', 'ParamsError', 'fits', 'typed', 'project_root', 'read_params', 'section',
+           'write_whole']
 
 # %% ../nbs/00_core.ipynb #98181e78
-import hashlib, json, os, random, re
+import ast, hashlib, inspect, json, os, platform, random, re
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from textwrap import dedent
 from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 import torch
@@ -77,6 +79,13 @@ def hash_of(
         with open(thing, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()[:12]
     data = thing if isinstance(thing, bytes) else json.dumps(thing, sort_keys=True, default=str).encode()
     return hashlib.sha256(data).hexdigest()[:12]
+
+# %% ../nbs/00_core.ipynb #777fcda4
+def source_mark(
+    *things,  # functions and classes
+)->str:       # 12 hexadecimal digits
+    "A short fingerprint of what code does: of its source without comments and layout."
+    return hash_of([ast.unparse(ast.parse(dedent(inspect.getsource(thing)))) for thing in things])
 
 # %% ../nbs/00_core.ipynb #5034c374
 class ParamsError(ValueError):
@@ -158,7 +167,7 @@ def write_whole(
 )->Path:            # `path`
     "Write a file so that it is complete or absent: to a temporary name first, then renamed. The temporary file is removed on any error."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    part = path.with_name(f".{path.stem}.{platform.node()}-{os.getpid()}.part{path.suffix}")
     try:
         write(part)
         os.replace(part, path)

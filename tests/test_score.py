@@ -21,7 +21,7 @@ from test_models import PARAMS, clips as raw_clips
 
 PREPARE = dict(detector="mtcnn", detect_every=5, min_face_px=32, face_px=16, mouth_px=16, sharp=2, frames=16, trim_silence=True, windows=1, max_s=60.)
 TELLS = platt([0, 1]*8, np.arange(16) % 2*2. - 1) | dict(tells=True)
-KEYS = "file status coverage score verdict evidence timeline tracks model warnings".split()
+KEYS = "file status coverage score verdict evidence distance timeline tracks model warnings".split()
 
 
 def checkpoint(folder, variant="cad", **card):
@@ -74,7 +74,7 @@ def test_the_record_is_the_promised_one(whole, files):
     r = whole.record
     assert list(r) == KEYS and r["status"] == "ok" and r["verdict"] in ("real", "fake") and r["file"] == str(files/"whole.mp4")
     assert list(r["evidence"]) == ["video", "audio", "sync"] and list(r["model"]) == ["checkpoint_hash", "trained_on", "threshold", "calibration"]
-    assert all(list(t) == ["start_s", "end_s", "score", "video", "audio", "sync", "offset_frames", "status"] for t in r["timeline"])
+    assert all(list(t) == ["start_s", "end_s", "score", "video", "audio", "sync", "offset_frames", "status", "distance", "refused"] for t in r["timeline"])
     judged = [t for t in r["timeline"] if t["score"] is not None]
     assert len(judged) == len([t for t in r["timeline"] if t["status"] == "ok"]) >= 3 and 48/50 - .03 <= r["coverage"] <= 1
     assert all(t["score"] is None for t in r["timeline"] if t["status"] != "ok")
@@ -121,6 +121,42 @@ def test_far_from_home_there_is_no_verdict_unless_asked(files, judge):
     assert "3.00 times as far" in " ".join(judged.record["warnings"]) and "What drove it" in (text := S.verdict_page(judged, far, files/"whole.mp4")) and "Heat on a face" in text
     assert forced.record["score"] is not None and any(w.startswith("--force") for w in forced.record["warnings"])
     assert S.score_file(files/"whole.mp4", strange(judge, .9)).record["verdict"] != "cannot_judge"
+
+
+def test_what_refused_is_told_for_each_window_and_in_the_box(files, judge):
+    odd = strange(judge); odd.card.domain["face"], odd.card.domain["sound"] = SimpleNamespace(distance=lambda x: np.full(len(x), .5)), SimpleNamespace(distance=lambda x: np.full(len(x), 1.2))
+    judged = S.score_file(files/"whole.mp4", odd)
+    r, page = judged.record, S.verdict_page(judged, odd, files/"whole.mp4")
+    assert r["distance"] == dict(face=.5, mouth=3., sound=1.2) and {tuple(t["refused"]) for t in r["timeline"] if t["status"] == "ok"} == {("mouth", "sound")}
+    assert all(t["distance"] == r["distance"] for t in r["timeline"] if t["status"] == "ok")
+    box = re.search(r'<div class="verdict.*?</div>', page, re.S)[0]
+    assert "face 0.50, mouth 3.00, sound 1.20" in box and "The sound lies just outside of" in box and "mouth lies far outside of" in box and "The face" not in box
+
+
+@pytest.mark.parametrize("distance, words", [(1.1, "just outside of"), (1.3, "just outside of"), (1.5, "lies outside of"), (3., "far outside of"), (9., "unlike anything")])
+def test_words_grow_with_the_distance(distance, words): assert words in S.strangeness("It", distance) and f"{distance:.2f} times" in S.strangeness("It", distance)
+
+
+def test_a_verdict_says_that_unseen_methods_do_worse(files, judge):
+    spread = {m: dict(real=np.linspace(0, .4, 101).tolist(), fake=np.linspace(.3, 1, 101).tolist()) for m in MODES}
+    known = replace(judge, card=replace(judge.card, spread=spread))
+    assert "of other kinds the model misses more" in " ".join(S.in_words(S.score_file(files/"whole.mp4", known), known.card))
+
+
+def test_a_clip_of_the_model_s_own_corpus_is_named(files, judge, tmp_path):
+    from cad_nb.data.manifest import as_manifest, write_manifest
+    corpus = tmp_path/"data"/"FakeAVCeleb_v1.2"
+    for part in ("train", "test", "strange"): (corpus/"RealVideo-RealAudio"/part).mkdir(parents=True); shutil.copy(files/"whole.mp4", corpus/"RealVideo-RealAudio"/part/"a.mp4")
+    shutil.copy(ROOT/"params.yaml", tmp_path)
+    write_manifest(tmp_path/"out"/"features"/"manifest.csv", as_manifest([dict(corpus="fakeavceleb", path=f"RealVideo-RealAudio/{part}/a.mp4", split=part) for part in ("train", "test")]))
+    folder = checkpoint(tmp_path/"out"/"models"/"cad")
+    assert S.load_judge(folder, "cpu").project == tmp_path and judge.project is None
+    said = {part: S.acquaintance(corpus/"RealVideo-RealAudio"/part/"a.mp4", tmp_path) for part in ("train", "test", "strange")}
+    assert "trained on: it knows" in said["train"] and "test part" in said["test"] and "may know these people" in said["strange"]
+    assert S.acquaintance(files/"whole.mp4", tmp_path) == "" == S.acquaintance(corpus/"RealVideo-RealAudio"/"train"/"a.mp4", None)
+    own = replace(judge, project=tmp_path)
+    judged = S.score_file(corpus/"RealVideo-RealAudio"/"train"/"a.mp4", own)
+    assert said["train"] in judged.record["warnings"] and "knows this very recording" in S.verdict_page(judged, own, corpus/"RealVideo-RealAudio"/"train"/"a.mp4")
 
 
 def test_a_model_that_cannot_tell_is_not_asked(files, judge):
@@ -205,6 +241,22 @@ def test_exit_codes(files, folder, tmp_path):
     assert cad(files/"empty folder", "--model", tmp_path/"nowhere", "--out", tmp_path).exit_code == 2
     (tmp_path/"file").write_text(""); assert cad(files/"text.mp4", "--model", folder, "--out", tmp_path/"file").exit_code == 2
     assert "Exit codes" in CliRunner().invoke(app, ["score", "--help"]).output
+
+
+def test_a_slip_of_the_pen(files, folder, tmp_path):
+    slip = cad(files/"whale.mp4", "--model", folder, "--out", tmp_path/"a")
+    assert slip.exit_code == 2 and "there is no file" in slip.output and f"did you mean {files/'whole.mp4'}?" in slip.output and not (tmp_path/"a").exists()
+    assert cad(files/"whale.mp4", files/"nowhere"/"x.mp4", "--model", folder, "--out", tmp_path/"a").exit_code == 2
+    some = ["--model", folder, "--out", tmp_path/"b", "--no-page"]
+    done = cad(files/"whale.mp4", files/"mute.mp4", *some)
+    assert done.exit_code == 0 and "there is no file" in done.output
+    with open(tmp_path/"b"/"summary.csv", newline="", encoding="utf-8") as f: assert [r["status"] for r in csv.DictReader(f)] == ["missing", "no_audio"]
+    assert cad(files/"whale.mp4", files/"mute.mp4", *some, "--fail-on", "cannot_judge").exit_code == 1
+
+
+def test_the_pace_is_told_so_that_it_can_be_read(whole):
+    fast, slow = (S.line(replace(whole, took_s=s), Path("x.html")) for s in (.5, 300.))
+    assert re.search(r"in 0\.5 s \(4\.[01] x real time\)", fast) and "in 300.0 s. ->" in slow and "real time" not in slow
 
 
 def test_without_a_model(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from cad_nb.run.stages import DVC_FILES, SECTIONS, check_params, current_dvc, de
 
 LIB = ROOT/"cad_nb"
 NUMBERS = dict(core=(0, 0), media=(10, 19), forge=(20, 29), data=(30, 39), models=(40, 49), learn=(50, 59), judge=(60, 69), explain=(70, 79), show=(80, 89), run=(90, 99))
-MAY_IMPORT = dict(core=[], media=["core"], models=["core"], show=["core"], forge=["core", "media"], data=["core", "media"], explain=["core", "models"],
+MAY_IMPORT = dict(core=[], media=["core"], models=["core"], show=["core"], forge=["core", "media"], data=["core", "media", "forge"], explain=["core", "models"],
                   learn=["core", "models"], judge=["core", "data", "models", "media", "explain"], run=list(NUMBERS))
 FLOORS = [["core"], ["media", "models", "show"], ["data", "forge", "explain"], ["learn", "judge", "run"]]
 ONLY = dict(av=["media", "run.cli"], cv2=["media"], torchcodec=[], soundfile=["media"], captum=["explain"], matplotlib=["show"], papermill=["run"], nbclient=["run"],  # run.cli lists the versions

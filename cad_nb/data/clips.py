@@ -39,7 +39,7 @@ class Batch:
         fn,        # tensor -> tensor
     )->"Batch":
         "The batch with a function applied to each of its tensors."
-        return Batch(**{f.name: fn(getattr(self, f.name)) for f in fields(self)})
+        return replace(self, **{f.name: fn(getattr(self, f.name)) for f in fields(self)})
     def to(self,
         device,    # torch device or its name
     )->"Batch":
@@ -47,10 +47,10 @@ class Batch:
         return self.map(lambda t: t.to(device, non_blocking=True))
 
 # %% ../../nbs/34_data.clips.ipynb #f1cdd1f2
-DTYPES = {"U8": np.uint8, "I16": np.int16}
+DTYPES = {"U8": np.uint8, "I16": np.int16, "F16": np.float16, "BF16": np.int16}   # numpy has no bfloat16: its bits
 
 def map_shard(
-    path:Path,              # a .safetensors of `data.shards`
+    path:Path,              # a .safetensors of `data.shards` or `data.tokens`
 )->dict[str,np.ndarray]:    # its arrays, read-only, not yet read from disk
     "Map a shard into memory. The system reads what is touched and forgets what is not, so features may be larger than memory."
     with open(path, "rb") as f:
@@ -71,11 +71,11 @@ class Clips:
         corpora:list|None=None,  # only these corpora; None: all
     ):
         df = df[(df.status == "ok") & (df.split == split if split else True) & (df.corpus.isin(corpora) if corpora else True)]
-        self.shards, parts = [], []
+        self.shards, self.paths, parts = [], [], []
         for path in (p for c in df.corpus.unique() for p in sorted((Path(features)/c).glob("shard-*.safetensors"))):
             windows = pd.DataFrame(json.loads(path.with_suffix(".json").read_text())["windows"], columns=["id", "start_frame", "boxes"])
             parts.append(windows.assign(shard=len(self.shards), row=range(len(windows))))
-            self.shards.append(map_shard(path))
+            self.shards.append(map_shard(path)); self.paths.append(path)
         windows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["id", "start_frame", "boxes", "shard", "row"])
         self.rows = df.merge(windows, on="id", how="left", validate="1:m", sort=False).reset_index(drop=True)  # a row per window, in the order of the manifest
         if lost := self.rows.id[self.rows.shard.isna()].tolist():
@@ -85,16 +85,33 @@ class Clips:
 
     def __len__(self): return len(self.rows)
 
+    def of_epoch(self,
+        epoch:int,   # 0, 1, ...
+    )->"Clips":
+        "The clips as they are seen in an epoch: what is stored stays the same, what `data.pseudo` makes does not."
+        return self
+
     def batch(self,
-        idx,       # (B,) int, which rows
+        idx,            # (B,) int, which rows
+        faces:bool=True,# whether the face crops are read; without, there are none (K = 0)
     )->Batch:
         "Those windows as they were stored."
         idx = np.asarray(idx).astype(np.int64)
-        data = {k: np.empty((len(idx), *a.shape[1:]), a.dtype) for k,a in self.shards[0].items()}
+        data = {k: np.empty((len(idx), *(a.shape[1:] if faces or k != "face" else (0, *a.shape[2:]))), a.dtype) for k,a in self.shards[0].items()}
         for i,(shard,row) in enumerate(self.at[idx]):
-            for k,out in data.items(): out[i] = self.shards[shard][k][row]
+            for k,out in data.items():
+                if out.size: out[i] = self.shards[shard][k][row]
         t = {k: torch.from_numpy(v) for k,v in data.items()}
         return Batch(t["face"], t["mouth"], t["audio"].float()/32767, t["has_video"].bool(), t["has_audio"].bool(), *self.labels[idx].unbind(1), torch.from_numpy(idx))
+
+    def varied(self,
+        idx,                      # (B,) int, which rows
+        p:"BatchParams",          # how they are varied
+        rng:np.random.Generator,  # decides
+        part:slice=slice(None),   # which of them are wanted, for one of several processes; all by default
+    )->Batch:
+        "Those windows as a step of training sees them."
+        return augment(self.batch(idx[part]), p, rng, len(idx), part)
 
 # %% ../../nbs/34_data.clips.ipynb #02ee1d4d
 @dataclass
@@ -272,10 +289,12 @@ def augment(
     b:Batch,                  # as stored
     p:BatchParams,            # strengths
     rng:np.random.Generator,  # decides
+    whole:int|None=None,      # clips of the batch that `b` is a part of; None: `b` is all of it
+    part:slice=slice(None),   # which of them `b` is
 )->Batch:                     # a varied copy
-    "All changes of one batch."
+    "All changes of one batch. A part of it is varied as it would be within the whole."
     b = replace(b, face=fewer(b.face, p.sharp, rng))
-    u = dict(zip(DRAWS, rng.random((len(DRAWS), len(b)))))
+    u = dict(zip(DRAWS, rng.random((len(DRAWS), whole or len(b)))[:, part]))
     return hide(replace(b, face=vary_pictures(b.face, u, p), mouth=vary_pictures(b.mouth, u, p), audio=vary_sound(b.audio, u, p)), u["hide"], p)
 
 # %% ../../nbs/34_data.clips.ipynb #d3d262d9
@@ -325,14 +344,16 @@ def train_batches(
     epoch:int,        # 0, 1, ...
     p:BatchParams,    # section `batches`
     start:int=0,      # first step, for a run that goes on in the middle of an epoch
+    part:slice=slice(None), # clips of each batch that are wanted, for one of several processes; all by default
 )->Iterator[Batch]:
     "The batches of an epoch, balanced and varied. The one of (seed, epoch, step) is always the same."
     check_batches(p)
+    clips = clips.of_epoch(epoch)
     n = n_batches(clips, batch_size, p)
     order = draw_epoch(clips.rows, n*batch_size, p, stream(seed, "epoch", epoch)).reshape(n, batch_size)
     def make():
         for step in range(start, n):
-            b = augment(clips.batch(order[step]), p, stream(seed, "augment", epoch, step))
+            b = clips.varied(order[step], p, stream(seed, "augment", epoch, step), part)
             yield b.map(Tensor.pin_memory) if torch.cuda.is_available() else b
     return ahead(make(), p.prefetch)
 

@@ -51,8 +51,8 @@ def open_media(
     except (OSError, ValueError) as e: raise MediaError("missing", f"{path.name} cannot be found or read ({getattr(e, 'strerror', e)})") from None
     if not stat.S_ISREG(info.st_mode): raise MediaError("not_media", f"{path.name} is a folder or a device, not a file")
     if not info.st_size: raise MediaError("not_media", f"{path.name} is empty")
+    if not os.access(path, os.R_OK): raise MediaError("missing", f"{path.name} may not be read by this user")
     try: container = av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": ",".join(CONTAINERS)}, metadata_errors="ignore")
-    except PermissionError: raise MediaError("missing", f"{path.name} may not be read by this user") from None
     except (av.FFmpegError, OSError, ValueError): container = None
     if container and any(s.codec_context for s in container.streams): return container
     if container: container.close()

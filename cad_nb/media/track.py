@@ -416,7 +416,7 @@ def notes(
     if frames.tally.late: pass  # whoever set the limit says so
     elif frames.more: said.append(f"only the first {n/FPS:.0f} s were read")
     elif frames.tally.broke or (frames.duration_s and frames.duration_s - n/FPS > max(.5, .1*frames.duration_s)): said.append(f"the pictures end after {n/FPS:.1f} s, although the file claims {frames.duration_s or 0:.1f} s")
-    if frames.interlaced: said.append("the pictures are interlaced: each shows two instants, in every other line")
+    if frames.interlaced: said.append("the pictures were interlaced, and of each only the first of its two instants is used")
     if frames.tally.bad_share > 0: said.append(f"{frames.tally.bad_share:.0%} of the pictures are damaged")
     return said
 

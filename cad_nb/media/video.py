@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_PIXELS', 'LONGEST_FRAME_S', 'video_stream', 'Probe', 'probe', 'on_grid', 'picture', 'reformatter', 'cut_plane',
-           'Picture', 'Frames', 'read_frames', 'read_pictures']
+           'Picture', 'deinterlacer', 'through', 'whole_pictures', 'Frames', 'read_frames', 'read_pictures']
 
 # %% ../../nbs/11_media.video.ipynb #c5626fb4
 import av
@@ -157,6 +157,44 @@ class Picture:
         dy, dx = max(1, self.height//32), max(1, self.width//32)
         return self.planes[0][dy//2::dy, dx//2::dx].astype(np.float32)
 
+# %% ../../nbs/11_media.video.ipynb #748018c4
+def deinterlacer(
+    frame,             # an `av.VideoFrame`: the graph is for pictures of its size, format and time base
+)->av.filter.Graph:    # push frames into it, pull frames out of it
+    "FFmpeg's filter graph that makes whole pictures of interlaced ones, one for one."
+    graph = av.filter.Graph()
+    graph.threads = 1
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
+    graph.link_nodes(source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink")).configure()
+    return graph
+
+# %% ../../nbs/11_media.video.ipynb #400a7295
+def through(
+    graph:av.filter.Graph,
+    frame,                 # an `av.VideoFrame`; None: there are no more
+):                         # iterator of `av.VideoFrame`: what is ready
+    "Push a frame through a filter graph."
+    graph.vpush(frame)
+    while True:
+        try: yield graph.vpull()
+        except (av.BlockingIOError, av.EOFError): return
+
+# %% ../../nbs/11_media.video.ipynb #27a95e58
+def whole_pictures(
+    frames,   # iterable of `av.VideoFrame`, in the order in which they are presented
+):            # iterator of as many, with the same time stamps
+    "Frames of which none is interlaced. From the first interlaced one on, all pass the filter, which holds one back."
+    graph, kind = None, None
+    for frame in frames:
+        now = frame.width, frame.height, frame.format.name, frame.time_base
+        try:
+            if graph and now != kind: yield from through(graph, None); graph = None
+            if not graph and frame.interlaced_frame: graph, kind = deinterlacer(frame), now
+            if graph: yield from through(graph, frame); continue
+        except (av.FFmpegError, ValueError): graph = None  # the filter does not take pictures of this kind: better a comb than none
+        yield frame
+    if graph: yield from through(graph, None)
+
 # %% ../../nbs/11_media.video.ipynb #f46192dd
 class Frames:
     "The pictures of a file on the 25 Hz clock: loop over it for (tick, picture). Afterwards it knows what it met."
@@ -174,17 +212,23 @@ class Frames:
         self.n_ticks = 0               # ticks so far, from 0 on
         self.n_late = 0                # frames dropped since they are not later than the one before
         self.more = False              # whether the file goes on after `stop`
-        self.interlaced = False        # whether a picture is made of two half pictures of different instants
+        self.interlaced = False        # whether a picture was made of two half pictures of different instants
         self.duration_s = None         # s, as the header claims
+
+    def noticed(self, frames):
+        "The same frames; whether any is interlaced is kept."
+        for frame in frames:
+            self.interlaced = self.interlaced or frame.interlaced_frame
+            yield frame
 
     def timed(self, container, stream):
         "The decoded frames with the time and length of each, in s."
         step_s, last_s, n = 1/float(stream.average_rate or FPS), None, 0
-        for frame in decoded(container, stream, self.tally):
+        for frame in whole_pictures(self.noticed(decoded(container, stream, self.tally))):
             time_s = frame.time if frame.time is not None else 0. if last_s is None else last_s + step_s
             if last_s is not None and time_s <= last_s: self.n_late += 1; continue
             if self.zero_s is None: self.zero_s = time_s
-            last_s, n, self.interlaced = time_s, n+1, self.interlaced or frame.interlaced_frame
+            last_s, n = time_s, n+1
             if n > 1: self.fps_in = (n-1)/(last_s - self.zero_s)
             yield time_s, float(frame.duration*frame.time_base) if frame.duration else step_s, frame
 

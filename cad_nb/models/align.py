@@ -25,7 +25,8 @@ def offset_curve(
     speech:Tensor,  # (B, T, D) float, unit length along D, 25 Hz
     reach:int=15,   # largest offset looked at, video frames (15 = 0.6 s); less than T
 )->Tensor:          # (B, 2*reach+1) mean cosine similarity; index `reach` is offset 0, higher = speech later
-    "How well lips and speech agree when the speech is moved by each offset: the means of the diagonals of `similarity`."
+    "How well lips and speech agree when the speech is moved by each offset: the means of the diagonals of `similarity`. Raises `ValueError` for clips no longer than the reach."
+    if reach >= mouth.shape[1]: raise ValueError(f"a clip of {mouth.shape[1]} frames is too short for offsets of {reach}: in params.yaml, set `model.reach` below `prepare.frames`")
     sim = similarity(mouth, speech)                                                          # (B, T, T)
     return torch.stack([sim.diagonal(o, 1, 2).mean(1) for o in range(-reach, reach + 1)], 1)
 

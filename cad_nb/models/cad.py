@@ -185,8 +185,9 @@ class CAD(nn.Module):
     def views(self,
         batch,     # of `cad_nb.data.clips`
     )->Views:
-        "A batch of stored clips as this model's encoders take it."
-        return views(batch, self.audio.front)
+        "A batch of stored clips as this model's encoders take it, with what is already known of it (`cad_nb.data.tokens`)."
+        v = views(batch, self.audio.front)
+        return replace(v, face=self.video.known(v.face, batch.seen), spec=self.audio.known(v.spec, batch.heard)) if hasattr(batch, "seen") else v
 
     def read(self,
         batch,     # of `cad_nb.data.clips`

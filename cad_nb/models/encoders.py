@@ -41,11 +41,13 @@ def log_spectrogram(
     # float32 also under autocast: the quiet bands between harmonics are what a vocoder gets wrong
     with torch.autocast(wave.device.type, enabled=False):
         stft = torch.stft(wave.float(), N_FFT, HOP, window=window, center=True, return_complex=True)  # (B, M+1, F+1)
-        power = stft[:, 1:, :-1].abs().square()                                                       # (B, M, F)
+        stft = stft.transpose(1, 2)[:, :-1, 1:]                                                       # (B, F, M), as it lies in memory
+        power = stft.real.square() + stft.imag.square()
         top = power.amax((1, 2), keepdim=True).clamp_min(1e-12)
-        log = (power / top).clamp_min(10 ** (-floor_db / 10)).log()
-        mean, std = log.mean((1, 2), keepdim=True), log.std((1, 2), keepdim=True)
-        return (log - mean) / std.clamp_min(1e-2)
+        log = power.clamp_min(top * 10 ** (-floor_db / 10)).log()
+        log = log - log.mean((1, 2), keepdim=True)
+        std = log.square().mean((1, 2), keepdim=True).sqrt()
+        return (log / std.clamp_min(1e-2)).transpose(1, 2)                                            # (B, M, F)
 
 # %% ../../nbs/40_models.encoders.ipynb #78b3e8a7
 class ConvBlock(nn.Module):
@@ -83,18 +85,21 @@ def residual(
     x:Tensor, # (B, C, H, W) float: pictures, or spectrograms
 )->Tensor:    # (B, C, H, W)
     "What a 3 x 3 mean takes away: noise, resampling and seams, without the face or the voice."
-    return x - F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+    rows = F.pad(x, (1, 1, 1, 1), mode="replicate")                        # (B, C, H+2, W+2)
+    rows = rows[..., :-2, :] + rows[..., 1:-1, :] + rows[..., 2:, :]       # (B, C, H, W+2)
+    return x - (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9      # (B, C, H, W)
 
 # %% ../../nbs/40_models.encoders.ipynb #9d8c7481
 def luma(
     rgb:Tensor, # (B, 3, H, W) float, 0..1
 )->Tensor:      # (B, 1, H, W) float, 0..1
     "Brightness of a picture, after ITU-R BT.601."
-    return (rgb * rgb.new_tensor([.299, .587, .114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    r, g, b = rgb.split(1, 1)
+    return .299 * r + .587 * g + .114 * b
 
 # %% ../../nbs/40_models.encoders.ipynb #7b9307b0
 FACE_GAIN, FACE_TOP = 20., 3.  # one level in 256 of a face's residual becomes 0.08, the size of the other channels; stronger edges are cut off
-SPEC_GAIN = 2.                 # a spectrogram has unit variance, and its residual about half of that
+SPEC_GAIN = 2.                 # lifts the residual of a voice, whose spread is a fraction of the spectrogram's own
 
 # %% ../../nbs/40_models.encoders.ipynb #f4924a01
 class CompactVideo(nn.Module):
@@ -105,9 +110,9 @@ class CompactVideo(nn.Module):
         mouth_px:int,  # Q, side of a mouth crop, pixels (a multiple of 8)
     ):
         super().__init__()
-        self.face = nn.Sequential(ConvBlock(4, 24, 5), ConvBlock(24, 48), ConvBlock(48, 48, stride=1), ConvBlock(48, 96), ConvBlock(96, 96, stride=1))
-        self.face_out = nn.Linear(2 * 96, dim)
-        self.mouth = nn.Sequential(ConvBlock(3, 16, 5), ConvBlock(16, 32), ConvBlock(32, 64))
+        self.face = nn.Sequential(ConvBlock(4, 32, 5, 4), ConvBlock(32, 48, stride=1), ConvBlock(48, 64), ConvBlock(64, 64, stride=1))
+        self.face_out = nn.Linear(2 * 64, dim)
+        self.mouth = nn.Sequential(ConvBlock(3, 32, 7, 4), ConvBlock(32, 64))
         self.mouth_out = nn.Linear(64 * exact_div(mouth_px, 8) ** 2, dim)
         self.time = nn.Sequential(TimeMixer(dim), TimeMixer(dim), nn.LayerNorm(dim))
 
@@ -118,7 +123,7 @@ class CompactVideo(nn.Module):
         x = face.flatten(0, 1)                                                   # (B*K, 3, P, P)
         fine = (residual(luma(x)) * FACE_GAIN).clamp(-FACE_TOP, FACE_TOP)
         x = torch.cat([x * 4 - 2, fine], 1)                                      # (B*K, 4, P, P)
-        x = self.face(x.contiguous(memory_format=torch.channels_last))           # (B*K, 96, P/8, P/8)
+        x = self.face(x.contiguous(memory_format=torch.channels_last))           # (B*K, 64, P/8, P/8)
         x = torch.cat([x.mean((2, 3)), x.amax((2, 3))], -1)                      # a seam is local: the maximum finds it, the mean would drown it
         return self.face_out(x).view(B, K, -1)
 
@@ -141,7 +146,7 @@ class CompactAudio(nn.Module):
         dim:int, # D, width of the tokens
     ):
         super().__init__()
-        self.trace = nn.Sequential(ConvBlock(2, 16, 5), ConvBlock(16, 32), ConvBlock(32, 64), ConvBlock(64, 128))
+        self.trace = nn.Sequential(ConvBlock(2, 32, 5, 4), ConvBlock(32, 64), ConvBlock(64, 128))
         self.trace_out = nn.Linear(4 * 128, dim)
         self.sync_in = nn.Conv1d(BANDS, dim, 5, stride=2, padding=2)
         self.sync_down = nn.Conv1d(dim, dim, 5, stride=2, padding=2)

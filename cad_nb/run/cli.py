@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'MADE', 'GIVEN', 'RESULTS', 'CHECKS', 'plainly', 'root_of_project', 'stage', 'deps', 'git', 'Verdict',
-           'verdict', 'describe', 'compare', 'default_model', 'judge_of', 'Fail', 'summary', 'progress', 'score',
-           'with_settings', 'forge', 'Finding', 'check', 'check_python', 'check_versions', 'check_params',
-           'check_device', 'check_media', 'check_face_detector', 'check_memory_and_disk', 'check_corpora', 'check_dvc',
-           'doctor']
+           'verdict', 'describe', 'compare', 'default_model', 'judge_of', 'Fail', 'summary', 'progress',
+           'require_files', 'score', 'with_settings', 'forge', 'Finding', 'check', 'check_python', 'check_versions',
+           'check_params', 'check_device', 'check_media', 'check_face_detector', 'check_memory_and_disk',
+           'check_corpora', 'check_dvc', 'doctor']
 
 # %% ../../nbs/92_run.cli.ipynb #1f035e8c
 import functools, os, shutil, subprocess, sys, tempfile
@@ -204,6 +204,19 @@ def progress(
     from tqdm import tqdm
     return tqdm(steps, total=n, desc="score", unit="file", disable=n < 2 or not sys.stderr.isatty())
 
+# %% ../../nbs/92_run.cli.ipynb #770e460c
+def require_files(
+    given:list[Path],  # files and folders that a person named
+)->None:               # ends with exit code 2 if none of them exists
+    "Name those that do not exist, with the nearest name that does."
+    from difflib import get_close_matches
+    from cad_nb.run.score import legible, one_line
+    lost = [p for p in given if not os.path.lexists(p)]
+    for p in lost:
+        near = get_close_matches(p.name, os.listdir(p.parent) if p.parent.is_dir() else [], n=1)
+        typer.echo(f"cad: there is no file {one_line(legible(p))}" + (f"; did you mean {one_line(legible(p.parent/near[0]))}?" if near else ""), err=True)
+    if len(lost) == len(given): raise typer.Exit(2)
+
 # %% ../../nbs/92_run.cli.ipynb #cd09c5b2
 @app.command()
 @plainly
@@ -218,9 +231,12 @@ def score(
 )->None:
     """Judge videos: a line each, a JSON and a page in --out, for several files a summary.csv too.
 
-    Exit codes: 0 each file has its result, whatever the verdict. 1 a file got the verdict that --fail-on names. 2 nothing could be judged: no model, no file, a folder that cannot be written.
+    Exit codes: 0 each file has its result, whatever the verdict; one that is missing among others has the status `missing`. 1 a file got the verdict that --fail-on names (cannot_judge includes missing files).
+    2 nothing was judged: no model, none of the given paths exists, no file in them, a folder that cannot be written.
     """
-    judge = judge_of(model or default_model(), device)
+    folder = model or default_model()
+    require_files(videos)
+    judge = judge_of(folder, device)
     from tqdm import tqdm
     from cad_nb.run.score import files_in, line, score_files
     paths, left = files_in(videos)

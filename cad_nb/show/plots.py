@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['INK', 'SOFT', 'FAINT', 'REAL', 'FAKE', 'PALETTE', 'DASHES', 'MARKERS', 'HEAT', 'STYLE', 'INKED', 'GREYED', 'styled',
-           'canvas', 'save', 'swatches', 'roc_curves', 'offset_curves', 'score_histograms', 'auc_dots',
-           'training_curves', 'picture', 'contact_sheet', 'side_by_side', 'face_row', 'waveform', 'time_axes',
-           'row_label', 'clip_strip', 'overlay', 'bars', 'known_region', 'attribution_panel', 'on_axis', 'uncovered',
-           'film', 'strips', 'file_timeline', 'interval_dots', 'upset', 'peak_moves', 'token_maps']
+           'canvas', 'save', 'swatches', 'roc_curves', 'offset_curves', 'score_histograms', 'reliability_diagram',
+           'auc_dots', 'training_curves', 'picture', 'contact_sheet', 'side_by_side', 'face_row', 'waveform',
+           'time_axes', 'row_label', 'clip_strip', 'overlay', 'bars', 'known_region', 'attribution_panel', 'on_axis',
+           'uncovered', 'film', 'strips', 'file_timeline', 'interval_dots', 'upset', 'peak_moves', 'token_maps']
 
 # %% ../../nbs/80_show.plots.ipynb #ba7b44f2
 from functools import wraps
@@ -155,6 +155,26 @@ def score_histograms(
         ax.set(ylim=(0, 1.08), yticks=[], xlim=(0, 1)); ax.spines["left"].set_visible(False); ax.grid(False); ax.tick_params(length=3 if ax is axes[-1] else 0)
     if threshold is not None: axes[0].text(1.015, 1.1, "accused", transform=axes[0].transAxes, color=SOFT, fontsize=7.5); axes[0].text(threshold, 1.13, f"threshold {threshold:.2f} ", ha="center", color=SOFT, fontsize=7.5)
     axes[-1].set_xlabel("score (probability of fake)")
+    return figure
+
+# %% ../../nbs/80_show.plots.ipynb #390c18ea
+@styled
+def reliability_diagram(
+    lines:dict,      # name to (said, true, n): of each range of scores the mean score, the share of fakes, the number of clips
+    corpus:str,      # what the figure was made from
+    title:str="Does what is said come true?",
+)->Figure:
+    "The share of fakes over the score, for each of some ways to score."
+    figure = canvas(title, corpus, (5.2, 3.4))
+    ax = figure.subplots()
+    ax.plot([0, 1], [0, 1], color=SOFT, lw=.8, ls=":")
+    for k, (name, bins) in enumerate(lines.items()):
+        said, true, n = (np.asarray(v, float) for v in bins)
+        there = n > 0
+        ax.plot(said[there], true[there], color=PALETTE[k % 8], ls=DASHES[k % 8], lw=1.2, zorder=2)
+        ax.scatter(said[there], true[there], s=6 + 90 * n[there] / max(1, n.max()), color=PALETTE[k % 8], marker=MARKERS[k % 8], edgecolor="white", lw=.6, zorder=3, clip_on=False, label=f"{name}  (n = {int(n.sum())})")
+    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="score (probability of fake)", ylabel="share of fakes", aspect="equal")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside right center")
     return figure
 
 # %% ../../nbs/80_show.plots.ipynb #d1138b3d

@@ -219,6 +219,17 @@ def test_a_resumed_run_and_averaged_weights(saved, tmp_path):
     for a, c in ((m, other), (average, other_average)): assert all(torch.equal(v, c.state_dict()[k]) for k, v in a.state_dict().items())
     with torch.no_grad(): assert torch.equal(average.eval().read(b).logits[:, FAKE], other_average.eval().read(b).logits[:, FAKE])
 
+def test_a_copy_shares_what_is_frozen(saved):
+    m, b = model(saved), clips()
+    twin = deepcopy(m)
+    mine, its = dict(m.named_parameters()), dict(twin.named_parameters())
+    assert all((its[k] is p) == (not p.requires_grad) for k, p in mine.items()) and mine.keys() == its.keys()
+    with torch.no_grad(): before = twin.eval().read(b).logits
+    step(m.train(), b, optimizer_of(m, TRAIN), TRAIN)
+    with torch.no_grad(): assert torch.equal(twin.read(b).logits, before)
+    assert twin.load_state_dict(m.state_dict()) and torch.equal(its["video.out.1.weight"], mine["video.out.1.weight"])   # its hooks are its own
+    del m; twin.state_dict()
+
 def test_a_checkpoint_on_other_weights_is_refused(saved, tmp_path):
     m = model(saved)
     save_checkpoint(tmp_path/"c", m, dict(face_px=16, mouth_px=16))
@@ -246,6 +257,25 @@ def test_missing_weights_say_where_to_get_them(name, monkeypatch, tmp_path):
 def test_a_known_name_comes_with_its_own_licence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WeightsError, match="hf download facebook/dinov2-base.*licence: Apache 2.0"): load_network("facebook/dinov2-base", "video")
+
+def test_a_hub_id_comes_from_the_local_cache_and_never_from_the_network(saved, tmp_path):
+    "In a process of its own, as hub libraries look for their cache when they are imported; every connection is refused and noted."
+    import os, shutil, subprocess, sys
+    for name in ("clip", "whisper"):
+        home = tmp_path/"hub"/f"models--somebody--{name}"
+        shutil.copytree(saved/name, home/"snapshots"/"0123abcd"); (home/"refs").mkdir(); (home/"refs"/"main").write_text("0123abcd")
+    code = """
+import socket
+asked = []
+def refuse(*a, **k): asked.append(a); raise OSError("no network")
+socket.socket.connect = socket.getaddrinfo = refuse
+from cad_nb.models.pretrained import WeightsError, load_network
+print(load_network("somebody/clip", "video")[0].config.hidden_size, load_network("somebody/whisper", "audio")[0].config.d_model)
+try: load_network("somebody/else", "video")
+except WeightsError as e: print("download: true" in str(e), len(asked))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={k: v for k, v in os.environ.items() if not k.startswith("HF_")} | dict(HF_HOME=str(tmp_path), PYTHONPATH=str(ROOT)))
+    assert done.stdout.splitlines() == ["32 32", "True 0"], done.stderr[-2000:]
 
 def test_a_folder_may_be_named_from_the_project(saved, tmp_path, monkeypatch):
     (tmp_path/"params.yaml").touch(); (tmp_path/"deep").mkdir(); (tmp_path/"clip").symlink_to(saved/"clip")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODES', 'VIEWS', 'QUANTILE', 'REFERENCES', 'only', 'Answers', 'responses', 'answers', 'platt', 'calibrated',
-           'covariance', 'Domain', 'domain_of', 'CardError', 'Card', 'by_clip', 'able', 'spread_of', 'genuine',
-           'make_card', 'write_card', 'read_card', 'share_above']
+           'covariance', 'Domain', 'domain_of', 'CardError', 'Card', 'by_clip', 'able', 'spread_of', 'genuine_of',
+           'genuine', 'make_card', 'write_card', 'read_card', 'share_above']
 
 # %% ../../nbs/64_judge.calibration.ipynb #15a5b94c
 import json
@@ -207,12 +207,20 @@ def spread_of(
 # %% ../../nbs/64_judge.calibration.ipynb #4c9c8af1
 REFERENCES = 4  # clips
 
+def genuine_of(
+    val,              # `cad_nb.data.clips.Clips`
+    n:int=REFERENCES, # how many at most
+):                    # a batch of the first windows of some genuine clips, each of another person; None if there is none with picture and sound
+    "What an explanation compares a clip with."
+    rows = val.rows[(val.rows.y == 0) & (val.rows.y_audio == 0)].drop_duplicates("identity_source").head(n)
+    return val.batch(rows.index.to_numpy()) if len(rows) else None
+
+# %% ../../nbs/64_judge.calibration.ipynb #9be0a7d1
 def genuine(
     val,           # `cad_nb.data.clips.Clips`
 )->dict|None:      # see `Card.references`; None if there is no genuine clip with picture and sound
-    "The first windows of some genuine clips, each of another person."
-    rows = val.rows[(val.rows.y == 0) & (val.rows.y_audio == 0)].drop_duplicates("identity_source").head(REFERENCES)
-    batch = val.batch(rows.index.to_numpy()) if len(rows) else None
+    "Those clips as a card keeps them."
+    batch = genuine_of(val)
     return batch and {k: getattr(batch, k).numpy() for k in ("face", "mouth", "audio")}
 
 # %% ../../nbs/64_judge.calibration.ipynb #cab96563

@@ -27,7 +27,7 @@ def predict(
     model,                 # in evaluation mode; `.read(batch)` gives `.logits` (B, 4) and `.aligned`, None or with `.curve` (B, 2*reach+1)
     batches,               # of `cad_nb.data.clips`, each window once
     device="cpu",          # the model's
-    precision="bfloat16",  # bfloat16 or float32: as it was trained
+    precision="float32",   # bfloat16 or float32: as it was trained
 )->tuple[pd.DataFrame, np.ndarray|None]:  # a row per window: `idx`, four logits (nan = the model does not say), `offset` in frames and `peak` of its offset curve; and the curves (N, 2*reach+1)
     "Every window's logits, and where its offset curve peaks."
     rows, curves = [], []

@@ -66,7 +66,7 @@ def under(
     model,                   # in evaluation mode
     clips,                   # `cad_nb.data.clips.Clips`: the test clips
     device="cpu",            # the model's
-    precision="bfloat16",    # bfloat16 or float32: as it was trained
+    precision="float32",     # bfloat16 or float32: as it was trained
     size:int=64,             # clips a batch
 )->pd.DataFrame:             # for each clip that has a picture and sound and each of CONTROLS a row: idx, control, score, score_video, score_audio, score_sync
     "The scores of every clip with picture and sound, as it is and under each control. Other sound is given to genuine clips alone, from genuine clips."
@@ -91,7 +91,7 @@ def shifted_peaks(
     batches:Iterable[Batch], # genuine clips with picture and sound
     shifts,                  # of the sound, in video frames
     device="cpu",            # the model's
-    precision="bfloat16",    # bfloat16 or float32: as it was trained
+    precision="float32",     # bfloat16 or float32: as it was trained
 )->pd.DataFrame:             # a row for each clip and shift: idx, shift, peak in frames
     "Where the offset curve peaks when the sound is moved. The picture is looked at once."
     found = []

@@ -6,7 +6,7 @@
 __all__ = ['Job', 'jobs_of', 'switched', 'code_hash', 'features_hash', 'train_job', 'Progress', 'train_all', 'Judged',
            'judge_job']
 
-# %% ../../nbs/93_run.study.ipynb #67e1f9ec
+# %% ../../nbs/93_run.study.ipynb #816f644a
 import json, os, sys, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +26,7 @@ from ..learn import TrainParams, fit, load_checkpoint
 from ..models.build import build
 from ..models.cad import VARIANTS, ModelParams
 
-# %% ../../nbs/93_run.study.ipynb #bb32c481
+# %% ../../nbs/93_run.study.ipynb #9308ee32
 @dataclass(frozen=True)
 class Job:
     "One training."
@@ -39,7 +39,7 @@ class Job:
     def name(self)->str: # unique in the study, fit for a folder
         return f"{self.part}/{self.variant}" + "".join(f"+{k}={v:g}" for k, v in self.changes) + f"/{self.seed}"
 
-# %% ../../nbs/93_run.study.ipynb #89c1d3da
+# %% ../../nbs/93_run.study.ipynb #1c30502d
 def jobs_of(
     params:ComplementarityParams,
 )->list[Job]:
@@ -48,14 +48,15 @@ def jobs_of(
     changed = [((key, value),) for key, values in params.grid.items() for value in values]
     return table + [Job("cad", params.seeds[0], params.grid_epochs, c, "grid") for c in ([()] + changed if changed else [])]
 
-# %% ../../nbs/93_run.study.ipynb #77b98a76
+# %% ../../nbs/93_run.study.ipynb #9d42cf25
 def switched(
     job:Job,
     model:ModelParams,    # section `model`
     train:TrainParams,    # section `train`
 )->tuple:                 # (`ModelParams`, `TrainParams`) of this training
-    "What params.yaml says, with the job's switches. Raises `ParamsError` for a key that is not there."
+    "What params.yaml says, with the job's switches. Raises `ParamsError` for a key that is not there, and where other fakes are asked for."
     if job.variant not in VARIANTS: raise ParamsError(f"there is no variant `{job.variant}`; there are {', '.join(VARIANTS)}")
+    if train.fakes != "corpus": raise ParamsError(f"the study compares variants on the fakes of the corpora: set `train.fakes: corpus` in params.yaml for it, not {train.fakes}")
     model, train = replace(model, **VARIANTS[job.variant]), replace(train, variants=[job.variant], epochs=job.epochs)
     for key, value in job.changes:
         section, name = key.split(".")
@@ -66,20 +67,20 @@ def switched(
         else: train = replace(train, loss=holder)
     return model, train
 
-# %% ../../nbs/93_run.study.ipynb #2f2354f9
+# %% ../../nbs/93_run.study.ipynb #c546667c
 def code_hash()->str:  # changes with every module that a training's result depends on
     "A fingerprint of the code that trains: a finished training of other code is not taken for this one."
     ours = ("cad_nb.core", "cad_nb.data", "cad_nb.models", "cad_nb.learn")
     return hash_of([hash_of(Path(m.__file__)) for name, m in sorted(sys.modules.items()) if name.startswith(ours) and getattr(m, "__file__", None)])
 
-# %% ../../nbs/93_run.study.ipynb #c4421df0
+# %% ../../nbs/93_run.study.ipynb #bf6fa941
 def features_hash(
     features:Path,   # folder that `prepare` wrote
 )->str:
     "A fingerprint of prepared clips: what they were made from and how, as their shards say."
     return hash_of([[str(p.relative_to(features)), hash_of(p)] for p in sorted(Path(features).glob("*/shard-*.json"))])
 
-# %% ../../nbs/93_run.study.ipynb #a7d26b3a
+# %% ../../nbs/93_run.study.ipynb #c4eeeef3
 def train_job(
     job:Job,
     features:Path,        # folder that `prepare` wrote
@@ -108,10 +109,10 @@ def train_job(
     write_whole(done, lambda p: p.write_text(json.dumps(dict(meta=meta, history=history))))
     return dict(name=job.name, epochs=len(history), val_auc=max(r["val_auc"] for r in history), seconds=time.monotonic() - begun)
 
-# %% ../../nbs/93_run.study.ipynb #84d8fd66
+# %% ../../nbs/93_run.study.ipynb #f0e42e79
 class Progress:
     "Says after each training how far the study is."
-    COST = dict(video=.36, audio=.26, sync=.38)   # shares of a step of the full model
+    COST = dict(video=.29, audio=.27, sync=.44)   # shares of a step of the full model
     def __init__(self,
         jobs:list[Job],
         say=print,          # takes a line
@@ -133,7 +134,7 @@ class Progress:
         how = f"{found['seconds']:.0f} s" if found["seconds"] else "was there already"
         self.say(f"{self.n:3}/{len(self.all)} {job.name}: {found['epochs']} epochs, best validation AUC {found['val_auc']:.3f}, {how}" + (f"; about {left:.0f} min left" if self.spent and left > .5 else ""))
 
-# %% ../../nbs/93_run.study.ipynb #69cd9616
+# %% ../../nbs/93_run.study.ipynb #bd78f416
 def train_all(
     jobs:list[Job],
     features:Path,        # folder that `prepare` wrote
@@ -156,7 +157,7 @@ def train_all(
         except BaseException: pool.shutdown(wait=False, cancel_futures=True); raise
     return pd.DataFrame([rows[job.name] for job in jobs])
 
-# %% ../../nbs/93_run.study.ipynb #d395cb1d
+# %% ../../nbs/93_run.study.ipynb #07d1da1d
 class Judged(NamedTuple):
     "What a trained model says of the clips of a study."
     scores:pd.DataFrame   # a row per clip: id, score, score_video, score_audio, score_sync, teacher_video, teacher_audio (logits), syncnet (of `offset_detector`); nan where it does not say

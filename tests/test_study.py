@@ -1,7 +1,6 @@
 """The complementarity study and the controls: corrections and tables against their definitions, trainings in a queue against trainings by themselves."""
 from dataclasses import replace
 from itertools import combinations
-from types import SimpleNamespace
 import json
 import numpy as np, pandas as pd, pytest, torch
 from safetensors.numpy import save_file
@@ -15,7 +14,8 @@ from cad_nb.judge.robustness import CONTROLS, cost_of, moved, move_outcomes, mov
 from cad_nb.judge.study import by_modality, catches, comparisons, from_wide, late_fusion, offset_detector, patterns, probe, to_wide, union_and_alone, verdicts
 from cad_nb.learn import TrainParams, load_checkpoint
 from cad_nb.models.cad import ModelParams
-from cad_nb.run.study import Job, jobs_of, judge_job, switched, train_all, train_job
+from cad_nb.run.stages import local_imports
+from cad_nb.run.study import TRAINS, Job, judge_job, train_all, train_job
 from conftest import ROOT
 
 PARAMS = EvaluateParams(100, .95, .02, 5, 15)
@@ -181,6 +181,14 @@ def test_what_has_changed_is_trained_again(toy, tmp_path):
     assert train_job(job, features, tmp_path, batches, model, replace(train, lr=train.lr/2))["seconds"]
     (tmp_path/job.name/"history.json").unlink()    # stopped before its end
     assert train_job(job, features, tmp_path, batches, model, replace(train, lr=train.lr/2))["seconds"]
+
+
+def test_the_fingerprint_of_the_code_covers_what_trains():
+    todo, seen = {"learn", "data.clips"}, set()
+    while todo:
+        m = todo.pop(); seen.add(m)
+        todo |= {".".join(p.relative_to(ROOT/"cad_nb").with_suffix("").parts) for p in local_imports((ROOT/"cad_nb"/f"{m.replace('.', '/')}.py").read_text(), f"cad_nb.{m}", ROOT/"cad_nb")} - seen
+    assert set(TRAINS) == seen
 
 
 def test_what_is_misspelt_is_said_before_anything_runs(toy, tmp_path):

@@ -112,7 +112,7 @@ class CompactVideo(nn.Module):
         super().__init__()
         self.face = nn.Sequential(ConvBlock(4, 32, 5, 4), ConvBlock(32, 48, stride=1), ConvBlock(48, 64), ConvBlock(64, 64, stride=1))
         self.face_out = nn.Linear(2 * 64, dim)
-        self.mouth = nn.Sequential(ConvBlock(3, 32, 7, 4), ConvBlock(32, 64))
+        self.mouth = nn.Sequential(ConvBlock(3, 32, 7, 4), ConvBlock(32, 64, 2))
         self.mouth_out = nn.Linear(64 * exact_div(mouth_px, 8) ** 2, dim)
         self.time = nn.Sequential(TimeMixer(dim), TimeMixer(dim), nn.LayerNorm(dim))
 

@@ -283,3 +283,10 @@ def test_without_a_cache_a_note_is_left(made, features, tmp_path):
 @pytest.mark.parametrize("key, value", [("views", 0), ("batch_size", 0), ("store", "float32"), ("precision", "float16")])
 def test_wrong_params(key, value):
     with pytest.raises(ParamsError, match=f"tokens.{key}"): typed(READ["tokens"] | {key: value}, TokensParams, "tokens")
+
+
+def test_pseudo_fakes_have_no_tokens(features, made):
+    out, recipe, _ = made
+    from cad_nb.data.pseudo import Forged, PseudoParams
+    forged = Forged(Clips(*features, "train"), typed(READ["pseudo"], PseudoParams, "pseudo"), 0)
+    with pytest.raises(ParamsError, match="train.fakes: forged"): TokenClips(forged, out, recipe)

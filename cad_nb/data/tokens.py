@@ -216,6 +216,7 @@ class TokenClips(Clips):
         folder:str|Path,  # that `make_tokens` wrote
         recipe:Recipe,    # what the tokens must be made by
     ):
+        if type(clips) is not Clips: raise ParamsError("params.yaml: `tokens.cached: true` does not go with `train.fakes: forged`: pseudo-fakes are made anew in each epoch, so no network has seen them before")
         vars(self).update(vars(clips))
         self.stored, self.views = STORED[recipe.params.store], recipe.params.views if (self.rows.split == "train").all() else 1   # the others have no varied view
         self.tokens, self.token_at = [], np.full((self.views, len(self), 2), -1)     # of each view and row: which shard of tokens, which row in it

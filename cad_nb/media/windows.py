@@ -219,7 +219,7 @@ def track_note(
     windows, spoken, moves, follows, margin = choice.sums.get(i, [0, 0, math.nan, math.nan, math.nan])
     moves, follows, margin = moves/max(1, windows), follows/spoken if spoken else math.nan, margin/max(1, windows)
     if windows and choice.chosen[i]:
-        reason = f"chosen in {choice.chosen[i]} windows, in {windows:.0f} of which others are seen: its mouth {'fits the sound' if follows > CHANCE else 'moves'} {'most' if margin > NARROW else 'about as much as theirs'}, size considered"
+        reason = f"chosen in {choice.chosen[i]} windows; in the {windows:.0f} in which others are seen beside it, its mouth {'fits the sound' if follows > CHANCE else 'moves'} {'most' if margin > NARROW else 'about as much as theirs'}, size considered"
     elif choice.chosen[i]: reason = "the only face that is seen throughout"
     elif windows: reason = "another mouth fits the sound better, or moves more, size considered"
     else: reason = "too small" if track.side < options.min_face_px else "seen for less than a window"

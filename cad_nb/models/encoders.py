@@ -155,11 +155,11 @@ class CompactAudio(nn.Module):
     def tokens(self,
         spec:Tensor, # (B, M, F) float, from `log_spectrogram`
     )->Tensor:       # (B, N=F/16, D), 6.25 Hz
-        x = spec.unsqueeze(1)                                                               # (B, 1, M, F)
-        x = torch.cat([x, residual(x) * SPEC_GAIN], 1)                                      # (B, 2, M, F)
-        x = self.trace(x.contiguous(memory_format=torch.channels_last))                     # (B, 128, M/16, F/16)
-        x = F.adaptive_avg_pool2d(x, (4, x.shape[-1]))                                      # four registers, low to high
-        return self.trace_out(x.permute(0, 3, 1, 2).flatten(2))                             # (B, N, 4*128) -> (B, N, D)
+        x = spec.transpose(1, 2).unsqueeze(1)                                               # (B, 1, F, M), as it lies in memory
+        x = torch.cat([x, residual(x) * SPEC_GAIN], 1)                                      # (B, 2, F, M)
+        x = self.trace(x.contiguous(memory_format=torch.channels_last))                     # (B, 128, F/16, M/16)
+        x = F.adaptive_avg_pool2d(x, (x.shape[-2], 4))                                      # four registers, low to high
+        return self.trace_out(x.transpose(1, 2).flatten(2))                                 # (B, N, 128*4) -> (B, N, D)
 
     def sync(self,
         spec:Tensor, # (B, M, F) float, from `log_spectrogram`

@@ -657,5 +657,6 @@ def line(
     r = judged.record
     score = "" if r["score"] is None else f" {r['score']:.2f} (fake from {r['model']['threshold']:.2f})"
     pace = f", read and judged in {judged.took_s:.1f} s" + (f" ({lasting(judged)/judged.took_s:.1f} x real time)" if lasting(judged) > judged.took_s/10 else "")
+    covered = f", {r['coverage']:.0%} of {clock(lasting(judged))} covered{pace}" if lasting(judged) else ""
     why = f" {judged.why[0]}" if judged.why else ""
-    return f"{one_line(r['file'])}: {HEADING[r['verdict']].lower()}{score}, {r['status']}, {r['coverage']:.0%} of {clock(lasting(judged))} covered{pace}.{why} -> {one_line(legible(written))}"
+    return f"{one_line(r['file'])}: {HEADING[r['verdict']].lower()}{score}, {r['status']}{covered}.{why} -> {one_line(legible(written))}"

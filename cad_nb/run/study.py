@@ -120,7 +120,9 @@ class Progress:
         say=print,          # takes a line
     ): self.all, self.say, self.begun, self.spent, self.total, self.n = jobs, say, time.monotonic(), 0., sum(map(self.cost, jobs)), 0
 
-    def cost(self, job:Job)->float: # relative to an epoch of the full model
+    def cost(self,
+        job:Job,
+    )->float:               # relative to an epoch of the full model
         "What a training will cost, about."
         return job.epochs * sum(self.COST[k] for k in VARIANTS[job.variant].get("modalities", self.COST))
 

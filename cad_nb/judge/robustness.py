@@ -144,15 +144,16 @@ def cost_of(
     wide = scores[scores.control.isin(["as it is", control])].pivot(index="idx", columns="control", values=["score", f"score_{kept}"])
     facts = scores.drop_duplicates("idx").set_index("idx").loc[wide.index]
     alone = (facts[f"y_{kept}"] == 1) & (facts[f"y_{gone}"] == 0)
-    for column, fakes, asked in (("score", alone, control == "muted"), (f"score_{kept}", facts[f"y_{kept}"] == 1, False)):
+    for column, fakes in (("score", alone), (f"score_{kept}", facts[f"y_{kept}"] == 1)):
         use = (fakes | (facts.y == 0)) & wide[column].notna().all(axis=1)
         if not use.any(): continue      # a variant without that logit
         y, pair, who = fakes[use].to_numpy(float), wide.loc[use, column], people(facts[use])
         gap = paired_bootstrap(auc, y, pair[control].to_numpy(), pair["as it is"].to_numpy(), who, n_boot, confidence, seed_of)
         name = f"`{'fake' if column == 'score' else kept}` of clips with fake {kept}" + (f" and genuine {gone}" if column == "score" else "")
         for how in ("as it is", control): out.append(outcome(control, f"AUC of {name}, {how}", auc(y, pair[how].to_numpy()), len(y)))
-        out.append(outcome(control, f"change of AUC of {name}", out[-1]["value"] - out[-2]["value"], len(y), gap.low, gap.high,
-                           f"within {MUTED_GAP}" if asked else "", abs(out[-1]["value"] - out[-2]["value"]) <= MUTED_GAP if asked else None))
+        asked = "" if control != "muted" else f"at most {MUTED_GAP} lower" if column == "score" else f"within {MUTED_GAP}"
+        far = -gap.value if column == "score" else abs(gap.value)      # a verdict may gain where sound had misled it; evidence may not change
+        out.append(outcome(control, f"change of AUC of {name}", gap.value, len(y), gap.low, gap.high, asked, far <= MUTED_GAP if asked else None))
     return out
 
 # %% ../../nbs/62_judge.robustness.ipynb #00a84776

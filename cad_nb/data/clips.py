@@ -130,7 +130,7 @@ class BatchParams:
     audio_noise:float  # largest standard deviation of noise, share of the clip's own loudness
     drop_video:float   # probability of hiding the picture of a clip that has sound
     drop_audio:float   # probability of hiding the sound of a clip that has a picture
-    prefetch:int       # batches made ahead, in a thread of their own; 0 = none
+    prefetch:int       # batches made ahead, in a thread of their own, while a GPU trains; 0 = none: best where the processor trains, whose cores the thread would take
     sharp:int          # sharp face crops of a clip that a step shows, drawn anew each time; 0 = all that are stored
 
 # %% ../../nbs/34_data.clips.ipynb #05d65a64
@@ -361,9 +361,9 @@ def train_batches(
 def eval_batches(
     clips:Clips,       # any clips
     batch_size:int,    # B
-    prefetch:int=2,    # batches made ahead
+    prefetch:int|None=None, # batches made ahead, in a thread of their own; None: 2 where there is a GPU, else none
 )->Iterator[Batch]:
     "Every window once, in order, as stored; the last batch may be smaller."
     def make():
         for at in range(0, len(clips), batch_size): yield clips.batch(range(at, min(at + batch_size, len(clips))))
-    return ahead(make(), prefetch)
+    return ahead(make(), 2*torch.cuda.is_available() if prefetch is None else prefetch)

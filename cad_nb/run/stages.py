@@ -272,6 +272,7 @@ def kernel_env(
     threads = os.environ.get("CAD_THREADS", "2")
     return dict(os.environ, PYTHONPATH=path, PYTHONHASHSEED="0", IPYTHONDIR=ipython,
         OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads,  # how a sum is shared out decides its last bits
+        GOMP_SPINCOUNT="2000",                  # a thread that waits for another soon gives its core back: where others compute as well, a step is many times faster
         MPLBACKEND="module://matplotlib_inline.backend_inline",  # figures go into the report, whatever a person set
         CUBLAS_WORKSPACE_CONFIG=":4096:8",      # lets CUDA's matrix products repeat
         TQDM_MININTERVAL="1",                   # progress bars send a message a second, not ten

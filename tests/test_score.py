@@ -21,7 +21,7 @@ from test_models import PARAMS, clips as raw_clips
 
 PREPARE = dict(detector="mtcnn", detect_every=5, min_face_px=32, face_px=16, mouth_px=16, sharp=2, frames=16, trim_silence=True, windows=1, max_s=60.)
 TELLS = platt([0, 1]*8, np.arange(16) % 2*2. - 1) | dict(tells=True)
-KEYS = "file status coverage score verdict evidence distance timeline tracks model warnings".split()
+KEYS = "file status coverage score verdict forced evidence distance timeline tracks model warnings".split()
 
 
 def checkpoint(folder, variant="cad", **card):
@@ -119,7 +119,10 @@ def test_far_from_home_there_is_no_verdict_unless_asked(files, judge):
     judged, forced = (S.score_file(files/"whole.mp4", far, force) for force in (False, True))
     assert judged.record["verdict"] == "cannot_judge" and judged.record["score"] is None and set(judged.record["evidence"].values()) == {None}
     assert "3.00 times as far" in " ".join(judged.record["warnings"]) and "What drove it" in (text := S.verdict_page(judged, far, files/"whole.mp4")) and "Heat on a face" in text
+    assert all(t["score"] is None and t["audio"] is None for t in judged.record["timeline"]) and not judged.record["forced"] and "none of them counts" in text and "this is no evidence" in text
     assert forced.record["score"] is not None and any(w.startswith("--force") for w in forced.record["warnings"])
+    assert forced.record["forced"] and "by --force" in S.line(forced, files/"whole.json") and "The verdict was forced" in S.verdict_page(forced, far, files/"whole.mp4") and S.summary_row(forced, files/"whole.json")["forced"]
+    assert not S.score_file(files/"whole.mp4", judge, force=True).record["forced"]   # near home there is nothing to force
     assert S.score_file(files/"whole.mp4", strange(judge, .9)).record["verdict"] != "cannot_judge"
 
 

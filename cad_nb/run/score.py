@@ -374,9 +374,10 @@ def score_file(
     says = {k: float(calibrated(means[k], telling(card, mode, k))) if mode and not why else np.nan for k in EVIDENCE}
     threshold = card.threshold.get(mode)
     record = dict(file=legible(path), status=reading.status, coverage=seconds_of(those) / lasts if lasts else 0., score=says["fake"],
-        verdict="cannot_judge" if why else "fake" if says["fake"] >= threshold else "real", evidence={k: says[k] for k in EVIDENCE[1:]}, distance=dict.fromkeys(VIEWS) | distances(those),
+        verdict="cannot_judge" if why else "fake" if says["fake"] >= threshold else "real", forced=force and not why and bool(obstacles(mode, those, judge, False)), evidence={k: says[k] for k in EVIDENCE[1:]}, distance=dict.fromkeys(VIEWS) | distances(those),
         timeline=timeline(found.rows, card), tracks=[asdict(t) for t in reading.tracks],
         model=dict(checkpoint_hash=card.checkpoint_hash, trained_on=card.trained_on, threshold=threshold, calibration=card.calibration.get(mode, {}).get("fake")), warnings=[])
+    if why: record["timeline"] = [t | dict.fromkeys(("score", *EVIDENCE[1:])) for t in record["timeline"]]   # what the model answered is no score
     failed = [sentence(reading.reason, path)] if reading.status != "ok" and reading.reason else []
     why = (failed if not mode else []) + why
     record["warnings"] = [*dict.fromkeys([*cautions(those, mode, record, judge, force), *filter(None, [acquaintance(path, judge.project)]), *why, *failed, *(sentence(n, path) for n in reading.notes if n)])]
@@ -409,12 +410,13 @@ def in_words(
     r, mode = judged.record, judged.mode
     near = list(filter(None, [nearness(r)]))
     if judged.why: return judged.why + near
-    said = [f"By {ON[mode]}, the score is {r['score']:.2f}; from {r['model']['threshold']:.2f} on, a video is called fake."]
+    said = ["The verdict was forced: the file is unlike what the model was trained on, see below."] * r["forced"]
+    said += [f"By {ON[mode]}, the score is {r['score']:.2f}; from {r['model']['threshold']:.2f} on, a video is called fake."]
     if card.spread[mode]:
         real, fake = (share_above(card.spread[mode][k], r["score"]) for k in ("real", "fake"))
         said.append(f"Among the validation clips of its own corpus, {real:.0%} of the genuine and {fake:.0%} of the fake ones score at least so high. Their manipulations were known from training; of other kinds the model misses more.")
     top = max((t for t, row in zip(r["timeline"], judged.found.rows) if row["mode"] == mode), key=lambda t: t["score"])
-    return said + [f"It is the mean over {clock(r['coverage'] * lasting(judged))} of {clock(lasting(judged))}; the highest window, {top['score']:.2f}, begins at {clock(top['start_s'])}."] + near
+    return said + [f"It comes from the mean of the windows' logits over {clock(r['coverage'] * lasting(judged))} of {clock(lasting(judged))}; the highest window, {top['score']:.2f}, begins at {clock(top['start_s'])}."] + near
 
 # %% ../../nbs/90_run.score.ipynb #1d8c322b
 def lasting(
@@ -486,7 +488,7 @@ def time_section(
 )->Html:
     "The timeline and the offset curve."
     made_by = f"model {judge.card.checkpoint_hash}" + (", trained on the embedded corpus" if judge.card.trained_on["embedded"] else "")
-    table, lasts = pd.DataFrame(judged.record["timeline"]), lasting(judged)
+    table, lasts = pd.DataFrame(plain(timeline(judged.found.rows, judge.card))), lasting(judged)
     if table.empty or not lasts: return Html("")
     for k in ("score", "video", "audio", "sync", "offset_frames"): table[k] = table[k].astype(float)
     threshold = None if judged.why else judged.record["model"]["threshold"]
@@ -496,7 +498,7 @@ def time_section(
     if judged.found.curves:
         curves = np.stack([c for _, c in judged.found.curves])
         parts.append(figure(offset_curves({"this file": curves}, made_by), "How well lips and voice agree when the sound is moved by each offset",
-            f"A genuine recording agrees best near 0. Here the mean peaks at {int(curves.mean(0).argmax()) - curves.shape[1]//2:+d} frames of {1000//FPS} ms (windows: {len(curves)}). A flat curve means that they agree nowhere, or that the model cannot tell."))
+            ("There is no verdict, so this is no evidence. " if judged.why else "") + f"A genuine recording agrees best near 0. Here the mean peaks at {int(curves.mean(0).argmax()) - curves.shape[1]//2:+d} frames of {1000//FPS} ms (windows: {len(curves)}). A flat curve means that they agree nowhere, or that the model cannot tell."))
     return section("Over time", *parts)
 
 # %% ../../nbs/90_run.score.ipynb #244f4364
@@ -558,8 +560,9 @@ def verdict_page(
     stern = r["verdict"] == "fake" and not card.trained_on["embedded"]
     lost = unjudged(judged.found.rows)
     others = [w for w in r["warnings"] if w not in judged.why and w != knows(card)]
-    head = facts({"Score": r["score"], "Fake from": None if judged.why else r["model"]["threshold"], "Rests on": ON.get(judged.mode, "nothing"), "Covered": f"{r['coverage']:.0%} of {clock(lasting(judged))}", "Status": r["status"], "Frames per second": f"{judged.reading.fps_in:.2f}" if judged.reading and judged.reading.fps_in else "–"})
-    missing = [html_table(lost)] if len(lost) else ["Every window was judged in full."] if judged.found.rows else ["The file gave no window."]
+    head = facts({"Score": r["score"], "Fake from": None if judged.why else r["model"]["threshold"], "Rests on": "nothing" if judged.why else ON.get(judged.mode, "nothing"), "Covered": f"{r['coverage']:.0%} of {clock(lasting(judged))}", "Status": r["status"], "Frames per second": f"{judged.reading.fps_in:.2f}" if judged.reading and judged.reading.fps_in else "–"})
+    none = ["The windows were read, and none of them counts, for the reason given above."] * bool(judged.why and judged.found.rows)
+    missing = none + ([html_table(lost)] if len(lost) else [] if none else ["Every window was judged in full."] if judged.found.rows else ["The file gave no window."])
     people = [html_table(followed(r["tracks"]), "faces that were followed")] if r["tracks"] else []
     return page(name, "cad score: what a model says about one file", box(*in_words(judged, card), kind="verdict stern" if stern else "verdict", heading=HEADING[r["verdict"]]), box(knows(card)),
         head, section("To be kept in mind", *others) if others else "", evidence_section(judged, judge), time_section(judged, judge), cause_section(judged, judge),
@@ -600,7 +603,7 @@ def broken(
     "The result of a file that brought the reading or the model down."
     empty = SimpleNamespace(status="error", reason=f"{type(error).__name__}: {one_line(str(error))[:300]}", tracks=[], notes=[], duration_s=0., fps_in=0., n_ticks=0)
     why = [f"Judging it failed: {empty.reason}."]
-    record = dict(file=legible(path), status="error", coverage=0., score=None, verdict="cannot_judge", evidence=dict.fromkeys(EVIDENCE[1:]), distance=dict.fromkeys(VIEWS), timeline=[], tracks=[],
+    record = dict(file=legible(path), status="error", coverage=0., score=None, verdict="cannot_judge", forced=False, evidence=dict.fromkeys(EVIDENCE[1:]), distance=dict.fromkeys(VIEWS), timeline=[], tracks=[],
                   model=dict(checkpoint_hash=judge.card.checkpoint_hash, trained_on=judge.card.trained_on, threshold=None, calibration=None), warnings=[knows(judge.card), *why])
     return Judged(record, Findings(), empty, "", why, 0.)
 
@@ -636,7 +639,7 @@ def score_files(
         yield path, judged, written
 
 # %% ../../nbs/90_run.score.ipynb #3d6dde3a
-SUMMARY = ["file", "status", "verdict", "score", "threshold", "coverage", "video", "audio", "sync", "seconds", "took_s", "result", "reason"]
+SUMMARY = ["file", "status", "verdict", "forced", "score", "threshold", "coverage", "video", "audio", "sync", "seconds", "took_s", "result", "reason"]
 
 def summary_row(
     judged:Judged,
@@ -645,7 +648,7 @@ def summary_row(
     "A file as a row of a table."
     r = judged.record
     safe = lambda text: f"'{text}" if text[:1] in tuple("=+-@\t\r") else text
-    return dict(file=safe(one_line(r["file"])), status=r["status"], verdict=r["verdict"], score=r["score"], threshold=r["model"]["threshold"], coverage=r["coverage"], **r["evidence"],
+    return dict(file=safe(one_line(r["file"])), status=r["status"], verdict=r["verdict"], forced=r["forced"], score=r["score"], threshold=r["model"]["threshold"], coverage=r["coverage"], **r["evidence"],
                 seconds=round(lasting(judged), 2), took_s=round(judged.took_s, 2), result=written.name, reason=safe(" ".join(judged.why)))
 
 # %% ../../nbs/90_run.score.ipynb #008e7c4a
@@ -658,5 +661,6 @@ def line(
     score = "" if r["score"] is None else f" {r['score']:.2f} (fake from {r['model']['threshold']:.2f})"
     pace = f", read and judged in {judged.took_s:.1f} s" + (f" ({lasting(judged)/judged.took_s:.1f} x real time)" if lasting(judged) > judged.took_s/10 else "")
     covered = f", {r['coverage']:.0%} of {clock(lasting(judged))} covered{pace}" if lasting(judged) else ""
-    why = f" {judged.why[0]}" if judged.why else ""
-    return f"{one_line(r['file'])}: {HEADING[r['verdict']].lower()}{score}, {r['status']}{covered}.{why} -> {one_line(legible(written))}"
+    why, status = "".join(f" {w}" for w in judged.why), "" if r["status"] == "ok" else f", {r['status']}"
+    forced = " by --force, although it is unlike what the model was trained on" if r["forced"] else ""
+    return f"{one_line(r['file'])}: {HEADING[r['verdict']].lower()}{score}{forced}{status}{covered}.{why} -> {one_line(legible(written))}"

@@ -55,6 +55,7 @@ def test_a_lead_is_the_difference_of_mean_aucs():
     assert {"held_out", "seen", "B", "C"} <= set(pairs.method) | set(pairs.category)
     said = verdicts(pairs)
     assert "toy, all fakes: cad clearly ahead of naive" in said[0] and any("held-out" in s for s in said)
+    assert not any("held-out" in s or "nan" in s for s in verdicts(pairs.assign(auc_lead=pairs.auc_lead.mask(pairs.method == "held_out"))))   # without such fakes nothing is said of them
 
 
 def test_a_model_without_a_score_on_some_clips_is_compared_on_the_rest():

@@ -240,7 +240,8 @@ def verdicts(
 )->list[str]:               # a sentence for each group of fakes of which all, seen and held-out ones are told
     "Who is ahead of whom, in words that come from the table: clearly, not clearly, or behind."
     out = []
-    for (corpus, method), rows in pairs[(pairs.category == ALL) & pairs.method.isin([ALL, "seen", "held_out"])].groupby(["test_corpus", "method"], sort=False):
+    told = pairs[(pairs.category == ALL) & pairs.method.isin([ALL, "seen", "held_out"]) & pairs.auc_lead.notna()]   # no lead, no word: without such fakes there is none
+    for (corpus, method), rows in told.groupby(["test_corpus", "method"], sort=False):
         clear, behind = (rows.p_holm <= 1 - confidence) & (rows.auc_lead > 0), rows.auc_lead <= 0
         say = lambda which: ", ".join(f"{r.model} ({r.auc_lead:+.3f})" for r in rows[which].itertuples()) or "nobody"
         out.append(f"{corpus}, {method.replace('_', '-')} fakes: {rows.against.iloc[0]} clearly ahead of {say(clear)}; ahead, but not clearly, of {say(~clear & ~behind)}; level with or behind {say(behind)}")

@@ -5,7 +5,7 @@ import pytest, torch
 from cad_nb.core import SAMPLES_PER_FRAME, seed_all
 from cad_nb.models.align import Alignment, agreement, offset_curve, similarity, sync_nce
 from cad_nb.models.build import build
-from cad_nb.models.cad import AUDIO, EVIDENCE, FAKE, SYNC, VARIANTS, VIDEO, ModelParams, PretrainedParams, loss_parts, targets, views
+from cad_nb.models.cad import AUDIO, EVIDENCE, FAKE, SYNC, VARIANTS, VIDEO, ModelParams, PretrainedParams, loss_parts, targets, verdict_label, views
 from cad_nb.models.distill import logit_loss, spread, token_loss
 from cad_nb.models.encoders import BANDS, CompactAudio, CompactVideo, log_spectrogram
 
@@ -73,6 +73,15 @@ def test_targets_follow_what_can_be_seen_and_heard():
     assert y[2, FAKE] == 0 and y[2, AUDIO].isnan() and y[2, SYNC].isnan()   # cloned voice, unheard
     assert y[1, FAKE] == 0 and y[1, VIDEO].isnan()                          # swapped face, unseen
     assert y[3].tolist() == [1, 0, 0, 1]
+
+@pytest.mark.parametrize("variant, asked", [("video_only", "y_video"), ("audio_only", "y_audio"), ("sync_only", "y"), ("naive", "y"), ("cad", "y")])
+def test_a_detector_of_one_modality_learns_its_own_label(variant, asked):
+    "A picture says nothing of a cloned voice: with the label of the whole clip, a unimodal rival would be taught to guess."
+    m, b = model(variant), clips()
+    assert verdict_label(m.params) == asked
+    said = m.read(b)
+    by_hand = torch.nn.functional.binary_cross_entropy_with_logits(said.logits[:, FAKE], getattr(b, asked))
+    assert torch.isclose(loss_parts(m, said, b)["fake"], by_hand)
 
 def test_unknown_labels_teach_nothing():
     m, b = model(), clips()

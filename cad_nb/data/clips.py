@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DTYPES', 'DRAWS', 'Batch', 'map_shard', 'Clips', 'BatchParams', 'check_batches', 'group_weights', 'draw_epoch',
            'noise_bank', 'add_noise', 'soften', 'vary_pictures', 'vary_sound', 'labels_of_rest', 'hide', 'fewer',
-           'augment', 'ahead', 'n_batches', 'train_batches', 'eval_batches']
+           'augment', 'ahead', 'n_batches', 'train_batches', 'eval_batches', 'origin_of']
 
 # %% ../../nbs/34_data.clips.ipynb #21e43e93
 import json, queue, threading
@@ -102,7 +102,7 @@ class Clips:
             for k,out in data.items():
                 if out.size: out[i] = self.shards[shard][k][row]
         t = {k: torch.from_numpy(v) for k,v in data.items()}
-        return Batch(t["face"], t["mouth"], t["audio"].float()/32767, t["has_video"].bool(), t["has_audio"].bool(), *self.labels[idx].unbind(1), torch.from_numpy(idx))
+        return Batch(t["face"], t["mouth"], t["audio"].float().div_(32767), t["has_video"].bool(), t["has_audio"].bool(), *self.labels[idx].unbind(1), torch.from_numpy(idx))
 
     def varied(self,
         idx,                      # (B,) int, which rows
@@ -243,7 +243,7 @@ def vary_sound(
     tilt = p.tilt*(2*u["tilt"] - 1)
     gain = 10**(p.gain_db*(2*u["gain"] - 1)/20)/(1 + np.abs(tilt))
     out = x*col(gain)
-    out[:,1:] += x[:,:-1]*col(gain*tilt)
+    out[:,1:].addcmul_(x[:,:-1], col(gain*tilt))
     for i in np.flatnonzero(p.audio_noise*u["hiss"] > 0): add_noise(out[i], p.audio_noise*u["hiss"][i]*out[i].norm()/out.shape[1]**.5, u["hiss_at"][i])
     return out.clamp_(-1, 1)
 
@@ -280,7 +280,7 @@ def fewer(
 )->Tensor:                    # (B, min(K, sharp), P, P, 3) uint8, in order of time
     "Some of the sharp crops. A trace is in most frames, so a step that sees half of them costs half and learns nearly as much."
     if not 0 < sharp < face.shape[1]: return face
-    return face[:, np.sort(rng.permutation(face.shape[1])[:sharp])]
+    return face.index_select(1, torch.from_numpy(np.sort(rng.permutation(face.shape[1])[:sharp])))
 
 # %% ../../nbs/34_data.clips.ipynb #f72641d1
 DRAWS = "flip contrast brightness blur blur_amount noise noise_at tilt gain hiss hiss_at hide".split()
@@ -367,3 +367,12 @@ def eval_batches(
     def make():
         for at in range(0, len(clips), batch_size): yield clips.batch(range(at, min(at + batch_size, len(clips))))
     return ahead(make(), 2*torch.cuda.is_available() if prefetch is None else prefetch)
+
+# %% ../../nbs/34_data.clips.ipynb #ace721e9
+def origin_of(
+    clips:Clips,           # that a model learns from
+    manifest:pd.DataFrame, # all clips there are
+)->dict:                   # face_px, mouth_px, trained_on, held_out
+    "What a checkpoint keeps of the clips it learnt from: the sizes of their crops in pixels, their corpora, and the methods it has not met."
+    first = clips.batch([0])
+    return dict(face_px=first.face.shape[2], mouth_px=first.mouth.shape[2], trained_on=sorted(clips.rows.corpus.unique()), held_out=sorted(set(manifest.method) - set(clips.rows.method)))

@@ -46,13 +46,15 @@ def predict(
 # %% ../../nbs/61_judge.evaluate.ipynb #ae7e4346
 def validation_auc(
     model,     # as for `predict`
-    batches,   # as for `predict`, with `y`
+    batches,   # as for `predict`, with labels
+    label="y", # by which label it is to rank: y | y_video | y_audio
     **how,     # device and precision, as for `predict`
-)->float:      # AUC over windows, nan if only one class is there
+)->float:      # AUC over windows whose label is known, nan if only one class is there
     "How well the fake logit ranks: what early stopping looks at."
     batches = list(batches)
-    table, _ = predict(model, batches, **how)
-    return auc(torch.cat([b.y for b in batches]).cpu().numpy(), table.logit.to_numpy())
+    logit, y = predict(model, batches, **how)[0].logit.to_numpy(), torch.cat([getattr(b, label) for b in batches]).cpu().numpy()
+    known = ~np.isnan(y)
+    return auc(y[known], logit[known])
 
 # %% ../../nbs/61_judge.evaluate.ipynb #cbd1dc41
 def to_clips(

@@ -18,14 +18,14 @@ import numpy as np
 import pandas as pd
 import torch
 from ..core import ParamsError, hash_of, seed_all, source_mark, write_whole
-from ..data.clips import BatchParams, Clips, eval_batches, n_batches, train_batches
+from ..data.clips import BatchParams, Clips, eval_batches, n_batches, origin_of, train_batches
 from ..data.manifest import read_manifest
 from ..data.splits import split_hash
 from ..judge.evaluate import predict, to_clips, validation_auc
 from ..judge.study import ComplementarityParams, Recorder, offset_detector
 from ..learn import TrainParams, fit, load_checkpoint
 from ..models.build import build
-from ..models.cad import VARIANTS, ModelParams
+from ..models.cad import VARIANTS, ModelParams, verdict_label
 
 # %% ../../nbs/93_run.study.ipynb #9308ee32
 @dataclass(frozen=True)
@@ -98,16 +98,14 @@ def train_job(
     begun, folder, manifest = time.monotonic(), Path(folder)/job.name, read_manifest(Path(features)/"manifest.csv")
     net_params, params = switched(job, model, train)
     learn_from, validate_on = Clips(features, manifest, "train"), Clips(features, manifest, "val")
-    first = learn_from.batch([0])
-    face_px, mouth_px = first.face.shape[2], first.mouth.shape[2]
-    meta = dict(variant=job.variant, seed=job.seed, face_px=face_px, mouth_px=mouth_px, trained_on=sorted(learn_from.rows.corpus.unique()), held_out=sorted(set(manifest.method) - set(learn_from.rows.method)),
-                split_hash=split_hash(manifest), params_hash=hash_of([job.seed, asdict(batches), asdict(net_params), asdict(params)]), made_from=hash_of([features_hash(features), code_hash(), str(device)]))
+    origin, label = origin_of(learn_from, manifest), verdict_label(net_params)
+    meta = origin | dict(variant=job.variant, seed=job.seed, fakes=params.fakes, split_hash=split_hash(manifest), params_hash=hash_of([job.seed, asdict(batches), asdict(net_params), asdict(params)]), made_from=hash_of([features_hash(features), code_hash(), str(device)]))
     done = folder/"history.json"
     if done.is_file() and (kept := json.loads(done.read_text()))["meta"] == meta: return dict(name=job.name, epochs=len(kept["history"]), val_auc=max(r["val_auc"] for r in kept["history"]), seconds=0.)
     done.unlink(missing_ok=True)
     seed_all(job.seed)
-    history = fit(build(net_params, face_px, mouth_px).to(device), lambda epoch: train_batches(learn_from, params.batch_size, job.seed, epoch, batches), n_batches(learn_from, params.batch_size, batches),
-                  lambda m: validation_auc(m, eval_batches(validate_on, params.batch_size), device=device, precision=params.precision), params, folder, meta, progress_bar=False)
+    history = fit(build(net_params, origin["face_px"], origin["mouth_px"]).to(device), lambda epoch: train_batches(learn_from, params.batch_size, job.seed, epoch, batches), n_batches(learn_from, params.batch_size, batches),
+                  lambda m: validation_auc(m, eval_batches(validate_on, params.batch_size), label, device=device, precision=params.precision), params, folder, meta, progress_bar=False)
     write_whole(done, lambda p: p.write_text(json.dumps(dict(meta=meta, history=history))))
     return dict(name=job.name, epochs=len(history), val_auc=max(r["val_auc"] for r in history), seconds=time.monotonic() - begun)
 

@@ -1,9 +1,10 @@
 """Training speed: clips a second and peak memory of a step of each variant, and of the full model in bfloat16 and in float32, as a ratio in one run.
+Memory is handled as in a stage (`cad_nb.run.stages.MEMORY`); with `--plain-memory`, as the C library does by itself.
 With `--compile`, only the full model, plain and by turns through torch.compile: what that costs at the start, and what it brings.
 
-    python benchmarks/train.py [--steps 12] [--batch 32] [--compile]
+    python benchmarks/train.py [--steps 12] [--batch 32] [--compile] [--plain-memory]
 """
-import argparse, resource, time
+import argparse, os, resource, sys, time
 from dataclasses import replace
 from types import SimpleNamespace
 import torch
@@ -11,9 +12,11 @@ from cad_nb.core import SAMPLES_PER_FRAME, pick_device, pick_precision, read_par
 from cad_nb.learn import TrainParams, optimizer_of, step
 from cad_nb.models.build import build
 from cad_nb.models.cad import VARIANTS, ModelParams
+from cad_nb.run.stages import MEMORY
 
-ask = argparse.ArgumentParser(); ask.add_argument("--steps", type=int, default=12); ask.add_argument("--batch", type=int, default=32); ask.add_argument("--compile", action="store_true")
+ask = argparse.ArgumentParser(); ask.add_argument("--steps", type=int, default=12); ask.add_argument("--batch", type=int, default=32); ask.add_argument("--compile", action="store_true"); ask.add_argument("--plain-memory", action="store_true")
 args, params = ask.parse_args(), read_params()
+if not args.plain_memory and "GLIBC_TUNABLES" not in os.environ: os.execve(sys.executable, [sys.executable, *sys.argv], dict(os.environ, GLIBC_TUNABLES=MEMORY))   # read when a process starts
 device, prepare = pick_device(params["device"]), params["prepare"]
 model, train = typed(params["model"], ModelParams, "model"), typed(params["train"], TrainParams, "train")
 train = replace(train, precision=pick_precision(train.precision, device))

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from cad_nb.core import hash_of, read_params, seed_all, typed
 from cad_nb.data.clips import Batch
 from cad_nb.forge.corpus import ForgeParams, forge_clip, plan_fakeavceleb
-from cad_nb.judge.calibration import MODES, VIEWS, Card, CardError, answers, calibrated, make_card, only, platt, read_card, write_card
+from cad_nb.judge.calibration import MODES, VIEWS, Card, CardError, answers, by_card, calibrated, forged_of, make_card, only, platt, provenance, read_card, responses, write_card
 from cad_nb.learn import load_checkpoint, save_checkpoint
 from cad_nb.media.windows import Window
 from cad_nb.models.build import build
@@ -358,3 +358,22 @@ def test_cards_that_cannot_be_trusted(tmp_path):
     checkpoint(tmp_path)
     with open(tmp_path/"model.safetensors", "ab") as f: f.write(b"x")
     with pytest.raises(CardError, match="other weights"): read_card(tmp_path)
+
+
+@pytest.mark.parametrize("variant", ["cad", "naive", "sync_only", "video_only"])
+def test_each_encoder_looks_once_and_sees_the_same(variant, monkeypatch):
+    "What the layers see comes from the very look that the verdict rests on, also in a variant that has to be asked for some of it."
+    seed_all(0)
+    model = build(replace(PARAMS, **VARIANTS[variant]), 16, 16).eval()
+    batch, asked = Toy(6, 0).whole, []
+    for encoder, ask in ((model.video, "tokens"), (model.video, "sync"), (model.audio, "tokens")):
+        plain = getattr(type(encoder), ask)
+        monkeypatch.setattr(type(encoder), ask, lambda self, x, plain=plain, name=f"{type(encoder).__name__}.{ask}": (asked.append(name), plain(self, x))[1])
+    said = answers(model, batch, "float32")
+    assert sorted(asked) == ["CompactAudio.tokens", "CompactVideo.sync", "CompactVideo.tokens"] and not {"tokens", "sync"} & {*vars(model.video), *vars(model.audio)}
+    with torch.no_grad(): view, verdict = model.views(batch), model.read(batch)
+    np.testing.assert_array_equal(said.logits, verdict.logits.numpy())
+    for name, (encoder, ask, x) in dict(face=(model.video, "tokens", view.face), mouth=(model.video, "sync", view.mouth), sound=(model.audio, "tokens", view.spec)).items():
+        with torch.no_grad(): alone = responses(encoder, getattr(encoder, ask), x)[1]
+        there = (batch.has_audio if name == "sound" else batch.has_video).numpy()
+        np.testing.assert_array_equal(said.seen[name][there], alone.numpy()[there]); assert np.isnan(said.seen[name][~there]).all()

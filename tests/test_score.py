@@ -73,7 +73,7 @@ def strange(judge, far=3.):
 def test_the_record_is_the_promised_one(whole, files):
     r = whole.record
     assert list(r) == KEYS and r["status"] == "ok" and r["verdict"] in ("real", "fake") and r["file"] == str(files/"whole.mp4")
-    assert list(r["evidence"]) == ["video", "audio", "sync"] and list(r["model"]) == ["checkpoint_hash", "trained_on", "threshold", "calibration"]
+    assert list(r["evidence"]) == ["video", "audio", "sync"] and list(r["model"]) == ["checkpoint_hash", "trained_on", "threshold", "calibration", "test"] and r["model"]["test"] is None
     assert all(list(t) == ["start_s", "end_s", "score", "video", "audio", "sync", "offset_frames", "status", "distance", "refused"] for t in r["timeline"])
     judged = [t for t in r["timeline"] if t["score"] is not None]
     assert len(judged) == len([t for t in r["timeline"] if t["status"] == "ok"]) >= 3 and 48/50 - .03 <= r["coverage"] <= 1
@@ -202,6 +202,65 @@ def test_only_a_model_that_knows_faces_may_accuse_in_colour(whole, judge, files)
     fake = replace(whole, record=whole.record | dict(verdict="fake"), why=[])
     assert 'class="verdict stern"' in S.verdict_page(fake, knowing, files/"whole.mp4")
     assert 'class="verdict stern"' not in S.verdict_page(fake, judge, files/"whole.mp4")
+
+
+def claims(judge, **trained_on):
+    "The same judge, whose card names other clips."
+    return replace(judge, card=replace(judge.card, trained_on=trained_on))
+
+
+@pytest.mark.parametrize("trained_on, stern, words, label", [
+    (provenance(["heads", "more"], ["more", "heads", "unused"]), False, ["never seen a real face", "embedded corpora alone"], "heads+more (embedded corpora)"),
+    (provenance(["heads", "mine"], ["heads"]), True, ["of which heads is embedded"], "heads+mine (partly embedded: heads; real: mine)"),
+    (provenance(["mine"], ["heads"]), True, ["trained on mine. On people"], "mine"),
+    (dict(corpora=["heads"], embedded=True), False, ["never seen a real face"], "heads (embedded corpus)")])        # a card of an earlier version
+def test_an_embedded_corpus_beside_a_real_one_is_named_wherever_the_model_speaks(whole, judge, files, trained_on, stern, words, label):
+    told = claims(judge, **trained_on)
+    judged = S.score_file(files/"whole.mp4", told)
+    fake = replace(judged, record=judged.record | dict(verdict="fake"), why=[])
+    page, line, row = S.verdict_page(fake, told, files/"whole.mp4"), S.line(fake, Path("x.html")), S.summary_row(fake, Path("x.html"))
+    assert ('class="verdict stern"' in page) == stern and label in page and row["trained_on"] == label and list(row) == S.SUMMARY
+    assert all(w in judged.record["warnings"][0] and w in page for w in words) and ("never seen" in page) == (not stern) and judged.record["model"]["trained_on"] == trained_on
+    assert ("by a model of embedded corpora alone" in line, "by a model of partly embedded corpora" in line) == (not stern, "partly" in label)
+    assert type(trained_on["embedded"]) is bool and trained_on["embedded"] == (not stern)
+
+
+def test_pseudo_fakes_are_told(judge, files):
+    forged = claims(judge, **provenance(["mine"], [], "forged"))
+    judged = S.score_file(files/"whole.mp4", replace(forged, card=replace(forged.card, spread={m: dict(real=np.linspace(0, .4, 101).tolist(), fake=np.linspace(.3, 1, 101).tolist()) for m in MODES})))
+    page = S.verdict_page(judged, forged, files/"whole.mp4")
+    assert "pseudo-fakes, made of the genuine clips" in judged.record["warnings"][0] and "mine, by pseudo-fakes" in page
+    assert "pseudo-fakes, of the kinds" in " ".join(S.in_words(judged, replace(forged.card, spread={m: dict(real=[0.]*101, fake=[1.]*101) for m in MODES})))
+    assert "pseudo-fakes" not in S.knows(judge.card)
+
+
+TESTED = dict(embedded=True, genuine=40, accused=10, fakes=60, caught=45, held_out=20, held_out_caught=5)
+
+def test_the_page_quotes_what_the_threshold_did_on_test_clips_of_these_weights(files, tmp_path):
+    folder = checkpoint(tmp_path/"out"/"models"/"cad")
+    summary = tmp_path/"out"/"metrics"/"summary.json"; summary.parent.mkdir(parents=True)
+    mine = dict(checkpoint_hash=hash_of(folder/"model.safetensors"), both=dict(heads=TESTED, mine=TESTED | dict(embedded=False, accused=4)))
+    summary.write_text(json.dumps(dict(corpus="heads", verdicts=dict(naive=dict(checkpoint_hash="other"), cad=mine))))
+    judge = S.load_judge(folder, "cpu")
+    judged = S.score_file(files/"whole.mp4", judge)
+    page = S.verdict_page(judged, judge, files/"whole.mp4")
+    assert judged.record["model"]["test"] == mine["both"] and "on heads (embedded corpus) it accused 25% of 40 genuine clips and caught 75% of 60 fakes (25% of 20 whose method it had not met)" in page and "on mine it accused 10% of 40" in page
+    assert S.score_file(files/"mute.mp4", judge).record["model"]["test"] is None                       # nothing of that kind was tested
+    for other in ("{", "[]", json.dumps(dict(verdicts=dict(cad=mine | dict(checkpoint_hash="another")))), json.dumps(dict(verdicts=dict(cad=mine | dict(both=dict(heads=dict(genuine=1)))))), json.dumps(dict(corpus="heads"))):
+        summary.write_text(other)
+        assert S.tested(folder, mine["checkpoint_hash"]) is None
+    summary.unlink()
+    judge = S.load_judge(folder, "cpu")
+    assert judge.tested is None and "How it does on test clips is not known" in S.verdict_page(S.score_file(files/"whole.mp4", judge), judge, files/"whole.mp4")
+
+
+def test_panels_of_a_page_share_their_scales(whole, judge):
+    tops = sorted(whole.found.tops["both"], key=lambda t: t[:2], reverse=True)
+    loud = replace(tops[0][3], face=tops[0][3].face.clone()); loud.face[:] = 255 - loud.face
+    figures = [f for _, f in S.panels([tops[0][:3] + (loud,), tops[1]], judge)]
+    bars = [next(ax for ax in f.axes if "logit moved" in ax.get_xlabel()) for f in figures]
+    heat = [[im.get_clim()[1] for ax in f.axes for im in ax.images[1:2]] for f in figures]
+    assert bars[0].get_xlim() == bars[1].get_xlim() and heat[0] == heat[1] and len(heat[0]) == 3
 
 
 @pytest.mark.filterwarnings("error")

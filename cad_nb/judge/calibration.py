@@ -339,7 +339,8 @@ def by_card(
     windows:pd.DataFrame,  # a row per window of test clips: `id`, `logit`, and bool `has_video`, `has_audio`
     clips:pd.DataFrame,    # a row per test clip: `id`, `corpus`, `y`, `y_video`, `y_audio`, and bool `held_out`: by a method that training did not see
     card:Card,
-)->dict:                   # mode -> corpus -> `genuine`, `accused` of them, `fakes`, `caught` of them, and of these `held_out`, `held_out_caught`; without the modes in which the model is not asked
+    forged,                # names of the embedded corpora
+)->dict:                   # mode -> corpus -> `embedded`, `genuine`, `accused` of them, `fakes`, `caught` of them, and of these `held_out`, `held_out_caught`; without the modes in which the model is not asked
     "What the threshold of a card does on test clips."
     v, a = windows.has_video, windows.has_audio
     told = windows.assign(mode=np.select([v & a, v, a], range(3), 3))
@@ -352,6 +353,6 @@ def by_card(
         y = rows[dict(both="y", video="y_video", audio="y_audio")[mode]].to_numpy(float, na_value=np.nan)
         called, new = calibrated(rows.logit, card.calibration[mode]["fake"]) >= card.threshold[mode], rows.held_out.to_numpy(bool)
         count = lambda *which: int(np.logical_and.reduce(which).sum())
-        found.setdefault(mode, {})[corpus] = dict(genuine=count(y == 0), accused=count(y == 0, called), fakes=count(y == 1), caught=count(y == 1, called),
+        found.setdefault(mode, {})[corpus] = dict(embedded=corpus in forged, genuine=count(y == 0), accused=count(y == 0, called), fakes=count(y == 1), caught=count(y == 1, called),
                                                   held_out=count(y == 1, new), held_out_caught=count(y == 1, new, called))
     return found

@@ -244,14 +244,14 @@ def test_the_page_quotes_what_the_threshold_did_on_test_clips_of_these_weights(f
     judge = S.load_judge(folder, "cpu")
     judged = S.score_file(files/"whole.mp4", judge)
     page = S.verdict_page(judged, judge, files/"whole.mp4")
-    assert judged.record["model"]["test"] == mine["both"] and "on heads (embedded corpus) it accused 25% of 40 genuine clips and caught 75% of 60 fakes (25% of 20 whose method it had not met)" in page and "on mine it accused 10% of 40" in page
+    assert judged.record["model"]["test"] == mine["both"] and "the same threshold accused 25% of 40 genuine clips and caught 75% of 60 fakes (25% of 20 whose method it had not met) of heads (embedded corpus); accused 10% of 40" in page
     assert S.score_file(files/"mute.mp4", judge).record["model"]["test"] is None                       # nothing of that kind was tested
     for other in ("{", "[]", json.dumps(dict(verdicts=dict(cad=mine | dict(checkpoint_hash="another")))), json.dumps(dict(verdicts=dict(cad=mine | dict(both=dict(heads=dict(genuine=1)))))), json.dumps(dict(corpus="heads"))):
         summary.write_text(other)
         assert S.tested(folder, mine["checkpoint_hash"]) is None
     summary.unlink()
     judge = S.load_judge(folder, "cpu")
-    assert judge.tested is None and "How it does on test clips is not known" in S.verdict_page(S.score_file(files/"whole.mp4", judge), judge, files/"whole.mp4")
+    assert judge.tested is None and "Only shares of validation clips are known" in S.verdict_page(S.score_file(files/"whole.mp4", judge), judge, files/"whole.mp4")
 
 
 def test_panels_of_a_page_share_their_scales(whole, judge):
@@ -436,3 +436,14 @@ def test_each_encoder_looks_once_and_sees_the_same(variant, monkeypatch):
         with torch.no_grad(): alone = responses(encoder, getattr(encoder, ask), x)[1]
         there = (batch.has_audio if name == "sound" else batch.has_video).numpy()
         np.testing.assert_array_equal(said.seen[name][there], alone.numpy()[there]); assert np.isnan(said.seen[name][~there]).all()
+
+
+def test_clips_are_counted_by_their_richest_windows_and_only_where_the_model_is_asked(carded):
+    tells = dict(scale=1., bias=0.)
+    card = replace(carded, threshold=dict(both=.5, video=.5, audio=None), calibration=dict.fromkeys(MODES, dict(fake=tells)))
+    windows = pd.DataFrame([("a", -1., True, True), ("a", -1., True, True), ("a", 9., True, False), ("b", 2., False, True), ("c", 2., True, False), ("d", 2., False, False)], columns=["id", "logit", "has_video", "has_audio"])
+    clips = pd.DataFrame(dict(id=list("abcde"), corpus=["x", "x", "y", "y", "y"], y=[0, 1, 1, 0, 0], y_video=[0, 0, 1, 0, 0], y_audio=[0, 1, 0, 0, 0], held_out=[False]*5)).astype(dict.fromkeys(["y", "y_video", "y_audio"], "Int64"))
+    found = by_card(windows, clips, card, ["x"])
+    assert set(found) == {"both", "video"} and set(found["both"]) == {"x"} and set(found["video"]) == {"y"}       # nobody is asked about sound alone; d and e show nothing
+    assert found["both"]["x"] == dict(embedded=True, genuine=1, accused=0, fakes=0, caught=0, held_out=0, held_out_caught=0), "a window without sound does not count beside whole ones"
+    assert found["video"]["y"] == dict(embedded=False, genuine=0, accused=0, fakes=1, caught=1, held_out=0, held_out_caught=0)

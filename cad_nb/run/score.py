@@ -432,15 +432,15 @@ def on_corpus(
     "What a threshold did on the test clips of a corpus."
     of = lambda k, n, what: f"{counts[k]/counts[n]:.0%} of {counts[n]} {what}" if counts[n] else f"none of 0 {what}"
     new = f" ({of('held_out_caught', 'held_out', 'whose method it had not met')})" if counts["held_out"] else ""
-    return f"on {named([corpus], [corpus] * counts['embedded'])} it accused {of('accused', 'genuine', 'genuine clips')} and caught {of('caught', 'fakes', 'fakes')}{new}"
+    return f"accused {of('accused', 'genuine', 'genuine clips')} and caught {of('caught', 'fakes', 'fakes')}{new} of {named([corpus], [corpus] * counts['embedded'])}"
 
 # %% ../../nbs/90_run.score.ipynb #aef7fa51
 def on_test(
     test:dict|None,   # corpus -> `embedded`, `COUNTS`, of the mode of the verdict
 )->str:               # a sentence or two
     "How the threshold does on people whom neither training nor the choice of the threshold knew."
-    if not test: return "How it does on test clips is not known: no results of the stage evaluate belong to these weights here. Of people whom the threshold does not know, more genuine clips are accused than these."
-    return "The same threshold met test clips of people whom it does not know: " + "; ".join(on_corpus(*found) for found in test.items()) + "."
+    if not test: return "Only shares of validation clips are known: no results of the stage evaluate on test clips belong to these weights here. Of strangers, more genuine clips are accused."
+    return f"On test clips, of people whom it does not know, the same threshold {'; '.join(on_corpus(*found) for found in test.items())}."
 
 # %% ../../nbs/90_run.score.ipynb #f6948570
 def in_words(
@@ -459,7 +459,7 @@ def in_words(
         said.append(f"Among the validation clips, by which the threshold was chosen, {real:.0%} of the genuine and {fake:.0%} of the fake ones score at least so high. {known}; of other kinds the model misses more.")
     said.append(on_test(r["model"]["test"]))
     top = max((t for t, row in zip(r["timeline"], judged.found.rows) if row["mode"] == mode), key=lambda t: t["score"])
-    return said + [f"It comes from the mean of the windows' logits over {clock(r['coverage'] * lasting(judged))} of {clock(lasting(judged))}; the highest window, {top['score']:.2f}, begins at {clock(top['start_s'])}."] + near
+    return said + [f"The score comes from the mean of the windows' logits over {clock(r['coverage'] * lasting(judged))} of {clock(lasting(judged))}; the highest window, {top['score']:.2f}, begins at {clock(top['start_s'])}."] + near
 
 # %% ../../nbs/90_run.score.ipynb #1d8c322b
 def lasting(
@@ -581,10 +581,11 @@ def model_section(
 )->Html:
     "What the model is and how good it was on clips whose truth is known."
     c, name = judge.card, dict(both="picture and sound", video="picture alone", audio="sound alone")
-    rows = [dict(judged_by=name[m], validation_AUC=(f := c.calibration[m]["fake"] or {}).get("auc"), genuine=f.get("n_real"), fakes=f.get("n_fake"), threshold=c.threshold[m], test="; ".join(on_corpus(*found) for found in (judge.tested or {}).get(m, {}).items()) or "not known") for m in name]
-    table = pd.DataFrame(rows).rename(columns=dict(judged_by="judged by", validation_AUC="validation AUC", genuine="genuine clips", fakes="fake clips", threshold="threshold on calibrated probability", test="this threshold on test clips"))
+    rows = [dict(judged_by=name[m], validation_AUC=(f := c.calibration[m]["fake"] or {}).get("auc"), genuine=f.get("n_real"), fakes=f.get("n_fake"), threshold=c.threshold[m]) for m in name]
+    table = pd.DataFrame(rows).rename(columns=dict(judged_by="judged by", validation_AUC="validation AUC", genuine="genuine clips", fakes="fake clips", threshold="threshold on calibrated probability"))
+    met = [f"On test clips, by {ON[m]}, this threshold {'; '.join(on_corpus(*found) for found in of.items())}." for m, of in (judge.tested or {}).items() if m != judged.mode]
     far = "; ".join(f"{k} {d:.2f}" for k, d in distances(counted(judged.found.rows)[1]).items()) or "unknown"
-    return section("The model", facts({"Weights": c.checkpoint_hash, "Trained on": learnt_from(c), "Distance from its corpus": far}), table,
+    return section("The model", facts({"Weights": c.checkpoint_hash, "Trained on": learnt_from(c), "Distance from its corpus": far}), table, *met,
         Html('<p class="small">Scores are probabilities of fake, calibrated as if fakes and genuine videos were equally common: they say how the evidence leans, and not how likely a fake was beforehand. '
              f'Distance 1 is what {QUANTILE:.0%} of the validation clips keep; beyond it there is no verdict. No threshold: the model cannot tell in that case.</p>'))
 

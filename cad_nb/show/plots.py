@@ -406,10 +406,10 @@ def known_region(
 
 # %% ../../nbs/80_show.plots.ipynb #16b30408
 def heat_scale(
-    heats,      # of (...) heat maps of one input, not negative: one for each panel
+    heats,      # of (...) heat maps of one input, not negative, one for each panel; nan where the model does not say
 )->float:       # not 0
     "The heat that gets the brightest colour in all panels: so much have half a percent of the pixels of the hottest one."
-    return max(1e-12, *(float(np.nanquantile(h, .995)) for h in heats))
+    return max(1e-12, *(float(np.quantile(known, .995)) for h in map(np.asarray, heats) if (known := h[np.isfinite(h)]).size))
 
 # %% ../../nbs/80_show.plots.ipynb #e4dd854d
 @styled

@@ -101,11 +101,11 @@ def figure(
     wide,            # as for `embedded`
     alt:str,         # what it shows, for those who cannot see it
     caption="",      # a line below it
-    narrow=None,     # the same for a small screen; None: a small screen scrolls sideways
+    narrow=None,     # the same for a small screen; None: it shrinks with the screen
 )->Html:
     "A picture with its caption."
     image = embedded(wide, alt)
-    if narrow is None: image = f'<div class="wide" tabindex="0" role="group" aria-label="{escaped(alt)}">{image}</div>'
+    if narrow is None: image = f'<div class="wide">{image}</div>'
     else:
         small = re.search(r'src="([^"]*)"', embedded(narrow, alt))[1]
         image = f'<picture><source media="(max-width:600px)" srcset="{small}">{image}</picture>'
@@ -149,7 +149,7 @@ h1{overflow-wrap:anywhere}.from{overflow-wrap:anywhere}picture img,figure img{di
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(7.2rem,1fr));gap:.9rem 1.4rem;margin:1.2rem 0}.facts dt{color:#595959;font-size:.8rem}.facts dd{margin:0;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
 .meter{display:grid;grid-template-columns:7.5rem 1fr 3.2rem;gap:.2rem .8rem;align-items:center;margin:.7rem 0}.meter .bar{height:.7rem;background:#eaf1f6;border-radius:2px;overflow:hidden}.meter .bar i{display:block;height:100%;background:#0072b2}
 .meter .bar.none{background:repeating-linear-gradient(135deg,#f3f3f3 0 4px,#dcdcdc 4px 5px)}.meter .small{grid-column:2/4}.meter b{text-align:right;font-weight:600;font-variant-numeric:tabular-nums}
-.wide{overflow-x:auto}.wide img{max-width:none;width:100%;min-width:600px}@media(max-width:600px){body{margin:1.2rem auto}.meter{grid-template-columns:4.6rem 1fr 3rem}.verdict strong{font-size:1.4rem}}
+.wide img{width:100%}@media(max-width:600px){body{margin:1.2rem auto}.meter{grid-template-columns:4.6rem 1fr 3rem}.verdict strong{font-size:1.4rem}}
 @media print{body{max-width:none;margin:0}section,figure,.verdict,.notice{break-inside:avoid}}"""
 
 # %% ../../nbs/81_show.report.ipynb #4f6f4b23
@@ -196,7 +196,7 @@ def only_set_up(
 # %% ../../nbs/81_show.report.ipynb #8c4d7ed8
 NARROW = """<style>.jp-RenderedImage img,.jp-RenderedHTMLCommon img,.jp-OutputArea-output img{max-width:100%!important;height:auto!important}
 .jp-OutputArea-output,.jp-RenderedHTMLCommon{max-width:100%;overflow-x:auto}.jp-RenderedHTMLCommon table.dataframe{table-layout:auto}
-.jp-RenderedHTMLCommon table.dataframe td,.jp-RenderedHTMLCommon table.dataframe th{overflow-wrap:anywhere;white-space:normal;max-width:26rem;min-width:3.2rem}
+.jp-RenderedHTMLCommon table.dataframe td,.jp-RenderedHTMLCommon table.dataframe th{overflow-wrap:break-word;white-space:normal;max-width:24rem}
 @media(max-width:600px){body.jp-Notebook{padding:.5rem}.jp-Cell{padding:.2rem 0}.jp-OutputArea-prompt,.jp-InputPrompt{display:none}}</style>"""   # for pages that nbconvert makes
 
 # %% ../../nbs/81_show.report.ipynb #99345c1b

@@ -214,3 +214,14 @@ def test_against_references_is_complete_and_nothing_for_the_reference_itself(cli
     torch.testing.assert_close(at.contributions(a.values).sum(1), a.logit - a.logit_baseline, atol=1e-3, rtol=0)
     alone = at.against(forward, inputs, tuple(x[:1] for x in inputs), args=args)
     assert all(v[0].abs().max() == 0 for v in alone.values) and alone.values[0][1].abs().max() > 0
+
+
+def test_genuine_heat_in_the_same_region_is_the_opponent():
+    mask = np.zeros((3, 8, 8), bool); mask[:2, 4:] = True
+    heat, genuine = np.zeros((3, 8, 8)), np.zeros((3, 8, 8))
+    heat[:, 6, 2] = 1; genuine[0, 5, 5] = 1; genuine[1, 1, 1] = 1
+    got = at.localisation_beside(heat, mask, genuine)
+    np.testing.assert_array_equal(got["hit"], [1, 1, np.nan]); np.testing.assert_array_equal(got["genuine_hit"], [1, 0, np.nan])
+    assert got["genuine_inside"][0] == 1 and got["genuine_inside"][1] == 0 and {*got} == {*at.localisation(heat, mask), "genuine_hit", "genuine_iou", "genuine_inside"}
+    alone = at.localisation_beside(heat, mask, None)
+    assert np.isnan(alone["genuine_hit"]).all() and (at.k_of_n(got["hit"], "faces"), at.k_of_n(got["genuine_hit"]), at.k_of_n(alone["genuine_hit"])) == ("2 of 2 faces", "1 of 2", "0 of 0")

@@ -273,3 +273,18 @@ def test_missing_and_additional_rows_are_named(committed):
 def test_undefined_on_both_sides_is_equal(committed):
     undefined = committed.assign(auc=np.nan)
     assert ev.compare(undefined, undefined, 0.).verdict == "reproduced bit for bit"
+
+
+# where numbers come from -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("corpora, forged, kind, label", [
+    (["a"], ["a", "b"], ev.EMBEDDED, "a, test split (embedded corpus)"),
+    (["a", "b"], ["b", "a"], ev.EMBEDDED, "a+b, test split (embedded corpora)"),
+    (["a", "mine", "a"], ["a"], ev.PARTLY, "a+mine, test split (partly embedded: a; real: mine)"),
+    (["mine"], ["a"], ev.REAL, "mine, test split")])
+def test_three_answers_to_whether_corpora_are_embedded(corpora, forged, kind, label):
+    assert ev.origin(corpora, forged) == kind and ev.named(corpora, forged, "test split") == label
+
+
+def test_no_corpus_is_not_a_real_one():
+    with pytest.raises(ValueError, match="no corpus"): ev.named([], ["a"])

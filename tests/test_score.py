@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from cad_nb.core import hash_of, read_params, seed_all, typed
 from cad_nb.data.clips import Batch
 from cad_nb.forge.corpus import ForgeParams, forge_clip, plan_fakeavceleb
-from cad_nb.judge.calibration import MODES, VIEWS, Card, CardError, answers, calibrated, make_card, only, platt, read_card, write_card
+from cad_nb.judge.calibration import MODES, VIEWS, Card, CardError, answers, by_card, calibrated, forged_of, make_card, only, platt, provenance, read_card, responses, write_card
 from cad_nb.learn import load_checkpoint, save_checkpoint
 from cad_nb.media.windows import Window
 from cad_nb.models.build import build
@@ -73,7 +73,7 @@ def strange(judge, far=3.):
 def test_the_record_is_the_promised_one(whole, files):
     r = whole.record
     assert list(r) == KEYS and r["status"] == "ok" and r["verdict"] in ("real", "fake") and r["file"] == str(files/"whole.mp4")
-    assert list(r["evidence"]) == ["video", "audio", "sync"] and list(r["model"]) == ["checkpoint_hash", "trained_on", "threshold", "calibration"]
+    assert list(r["evidence"]) == ["video", "audio", "sync"] and list(r["model"]) == ["checkpoint_hash", "trained_on", "threshold", "calibration", "test"] and r["model"]["test"] is None
     assert all(list(t) == ["start_s", "end_s", "score", "video", "audio", "sync", "offset_frames", "status", "distance", "refused"] for t in r["timeline"])
     judged = [t for t in r["timeline"] if t["score"] is not None]
     assert len(judged) == len([t for t in r["timeline"] if t["status"] == "ok"]) >= 3 and 48/50 - .03 <= r["coverage"] <= 1
@@ -202,6 +202,65 @@ def test_only_a_model_that_knows_faces_may_accuse_in_colour(whole, judge, files)
     fake = replace(whole, record=whole.record | dict(verdict="fake"), why=[])
     assert 'class="verdict stern"' in S.verdict_page(fake, knowing, files/"whole.mp4")
     assert 'class="verdict stern"' not in S.verdict_page(fake, judge, files/"whole.mp4")
+
+
+def claims(judge, **trained_on):
+    "The same judge, whose card names other clips."
+    return replace(judge, card=replace(judge.card, trained_on=trained_on))
+
+
+@pytest.mark.parametrize("trained_on, stern, words, label", [
+    (provenance(["heads", "more"], ["more", "heads", "unused"]), False, ["never seen a real face", "embedded corpora alone"], "heads+more (embedded corpora)"),
+    (provenance(["heads", "mine"], ["heads"]), True, ["of which heads is embedded"], "heads+mine (partly embedded: heads; real: mine)"),
+    (provenance(["mine"], ["heads"]), True, ["trained on mine. On people"], "mine"),
+    (dict(corpora=["heads"], embedded=True), False, ["never seen a real face"], "heads (embedded corpus)")])        # a card of an earlier version
+def test_an_embedded_corpus_beside_a_real_one_is_named_wherever_the_model_speaks(whole, judge, files, trained_on, stern, words, label):
+    told = claims(judge, **trained_on)
+    judged = S.score_file(files/"whole.mp4", told)
+    fake = replace(judged, record=judged.record | dict(verdict="fake"), why=[])
+    page, line, row = S.verdict_page(fake, told, files/"whole.mp4"), S.line(fake, Path("x.html")), S.summary_row(fake, Path("x.html"))
+    assert ('class="verdict stern"' in page) == stern and label in page and row["trained_on"] == label and list(row) == S.SUMMARY
+    assert all(w in judged.record["warnings"][0] and w in page for w in words) and ("never seen" in page) == (not stern) and judged.record["model"]["trained_on"] == trained_on
+    assert ("by a model of embedded corpora alone" in line, "by a model of partly embedded corpora" in line) == (not stern, "partly" in label)
+    assert type(trained_on["embedded"]) is bool and trained_on["embedded"] == (not stern)
+
+
+def test_pseudo_fakes_are_told(judge, files):
+    forged = claims(judge, **provenance(["mine"], [], "forged"))
+    judged = S.score_file(files/"whole.mp4", replace(forged, card=replace(forged.card, spread={m: dict(real=np.linspace(0, .4, 101).tolist(), fake=np.linspace(.3, 1, 101).tolist()) for m in MODES})))
+    page = S.verdict_page(judged, forged, files/"whole.mp4")
+    assert "pseudo-fakes, made of the genuine clips" in judged.record["warnings"][0] and "mine, by pseudo-fakes" in page
+    assert "pseudo-fakes, of the kinds" in " ".join(S.in_words(judged, replace(forged.card, spread={m: dict(real=[0.]*101, fake=[1.]*101) for m in MODES})))
+    assert "pseudo-fakes" not in S.knows(judge.card)
+
+
+TESTED = dict(embedded=True, genuine=40, accused=10, fakes=60, caught=45, held_out=20, held_out_caught=5)
+
+def test_the_page_quotes_what_the_threshold_did_on_test_clips_of_these_weights(files, tmp_path):
+    folder = checkpoint(tmp_path/"out"/"models"/"cad")
+    summary = tmp_path/"out"/"metrics"/"summary.json"; summary.parent.mkdir(parents=True)
+    mine = dict(checkpoint_hash=hash_of(folder/"model.safetensors"), both=dict(heads=TESTED, mine=TESTED | dict(embedded=False, accused=4)))
+    summary.write_text(json.dumps(dict(corpus="heads", verdicts=dict(naive=dict(checkpoint_hash="other"), cad=mine))))
+    judge = S.load_judge(folder, "cpu")
+    judged = S.score_file(files/"whole.mp4", judge)
+    page = S.verdict_page(judged, judge, files/"whole.mp4")
+    assert judged.record["model"]["test"] == mine["both"] and "the same threshold accused 25% of 40 genuine clips and caught 75% of 60 fakes (25% of 20 whose method it had not met) of heads (embedded corpus); accused 10% of 40" in page
+    assert S.score_file(files/"mute.mp4", judge).record["model"]["test"] is None                       # nothing of that kind was tested
+    for other in ("{", "[]", json.dumps(dict(verdicts=dict(cad=mine | dict(checkpoint_hash="another")))), json.dumps(dict(verdicts=dict(cad=mine | dict(both=dict(heads=dict(genuine=1)))))), json.dumps(dict(corpus="heads"))):
+        summary.write_text(other)
+        assert S.tested(folder, mine["checkpoint_hash"]) is None
+    summary.unlink()
+    judge = S.load_judge(folder, "cpu")
+    assert judge.tested is None and "Only shares of validation clips are known" in S.verdict_page(S.score_file(files/"whole.mp4", judge), judge, files/"whole.mp4")
+
+
+def test_panels_of_a_page_share_their_scales(whole, judge):
+    tops = sorted(whole.found.tops["both"], key=lambda t: t[:2], reverse=True)
+    loud = replace(tops[0][3], face=tops[0][3].face.clone()); loud.face[:] = 255 - loud.face
+    figures = [f for _, f in S.panels([tops[0][:3] + (loud,), tops[1]], judge)]
+    bars = [next(ax for ax in f.axes if "logit moved" in ax.get_xlabel()) for f in figures]
+    heat = [[im.get_clim()[1] for ax in f.axes for im in ax.images[1:2]] for f in figures]
+    assert bars[0].get_xlim() == bars[1].get_xlim() and heat[0] == heat[1] and len(heat[0]) == 3
 
 
 @pytest.mark.filterwarnings("error")
@@ -358,3 +417,33 @@ def test_cards_that_cannot_be_trusted(tmp_path):
     checkpoint(tmp_path)
     with open(tmp_path/"model.safetensors", "ab") as f: f.write(b"x")
     with pytest.raises(CardError, match="other weights"): read_card(tmp_path)
+
+
+@pytest.mark.parametrize("variant", ["cad", "naive", "sync_only", "video_only"])
+def test_each_encoder_looks_once_and_sees_the_same(variant, monkeypatch):
+    "What the layers see comes from the very look that the verdict rests on, also in a variant that has to be asked for some of it."
+    seed_all(0)
+    model = build(replace(PARAMS, **VARIANTS[variant]), 16, 16).eval()
+    batch, asked = Toy(6, 0).whole, []
+    for encoder, ask in ((model.video, "tokens"), (model.video, "sync"), (model.audio, "tokens")):
+        plain = getattr(type(encoder), ask)
+        monkeypatch.setattr(type(encoder), ask, lambda self, x, plain=plain, name=f"{type(encoder).__name__}.{ask}": (asked.append(name), plain(self, x))[1])
+    said = answers(model, batch, "float32")
+    assert sorted(asked) == ["CompactAudio.tokens", "CompactVideo.sync", "CompactVideo.tokens"] and not {"tokens", "sync"} & {*vars(model.video), *vars(model.audio)}
+    with torch.no_grad(): view, verdict = model.views(batch), model.read(batch)
+    np.testing.assert_array_equal(said.logits, verdict.logits.numpy())
+    for name, (encoder, ask, x) in dict(face=(model.video, "tokens", view.face), mouth=(model.video, "sync", view.mouth), sound=(model.audio, "tokens", view.spec)).items():
+        with torch.no_grad(): alone = responses(encoder, getattr(encoder, ask), x)[1]
+        there = (batch.has_audio if name == "sound" else batch.has_video).numpy()
+        np.testing.assert_array_equal(said.seen[name][there], alone.numpy()[there]); assert np.isnan(said.seen[name][~there]).all()
+
+
+def test_clips_are_counted_by_their_richest_windows_and_only_where_the_model_is_asked(carded):
+    tells = dict(scale=1., bias=0.)
+    card = replace(carded, threshold=dict(both=.5, video=.5, audio=None), calibration=dict.fromkeys(MODES, dict(fake=tells)))
+    windows = pd.DataFrame([("a", -1., True, True), ("a", -1., True, True), ("a", 9., True, False), ("b", 2., False, True), ("c", 2., True, False), ("d", 2., False, False)], columns=["id", "logit", "has_video", "has_audio"])
+    clips = pd.DataFrame(dict(id=list("abcde"), corpus=["x", "x", "y", "y", "y"], y=[0, 1, 1, 0, 0], y_video=[0, 0, 1, 0, 0], y_audio=[0, 1, 0, 0, 0], held_out=[False]*5)).astype(dict.fromkeys(["y", "y_video", "y_audio"], "Int64"))
+    found = by_card(windows, clips, card, ["x"])
+    assert set(found) == {"both", "video"} and set(found["both"]) == {"x"} and set(found["video"]) == {"y"}       # nobody is asked about sound alone; d and e show nothing
+    assert found["both"]["x"] == dict(embedded=True, genuine=1, accused=0, fakes=0, caught=0, held_out=0, held_out_caught=0), "a window without sound does not count beside whole ones"
+    assert found["video"]["y"] == dict(embedded=False, genuine=0, accused=0, fakes=1, caught=1, held_out=0, held_out_caught=0)

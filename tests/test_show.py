@@ -105,3 +105,40 @@ def test_embedded_pictures_are_png():
 def test_page_is_written_whole(tmp_path):
     path = report.write_page(tmp_path/"a"/"p.html", report.page("Ä", "c", report.section("s", "naïve")))
     assert "naïve" in path.read_text(encoding="utf-8") and [p.name for p in path.parent.iterdir()] == ["p.html"]
+
+
+def test_a_known_manipulation_is_marked_beside_the_pictures_and_not_over_them():
+    for figure in (DRAWN["panel"]("c"), DRAWN["strip"]("c")):
+        figure.canvas.draw()
+        for ax in figure.axes:
+            if not ax.images: continue
+            marks = [line.get_window_extent() for line in ax.lines]
+            assert len(marks) == 1 and marks[0].y0 >= ax.images[0].get_window_extent().y1 - 1, "a line lies over the picture"
+    outside = plots.clip_strip(FACE, "c", MOUTH, span_s=(7., 8.))
+    assert "outside" in outside.axes[-1].get_xlabel() and not any(ax.lines for ax in outside.axes)
+
+
+def test_panels_that_belong_together_share_their_scales():
+    weak = {k: h/10 for k, h in HEATS.items()}
+    scales = {k: plots.heat_scale([HEATS[k], weak[k]]) for k in HEATS}
+    draw = lambda heats, moved: plots.attribution_panel(dict(face=FACE, mouth=MOUTH, spectrum=SPEC), heats, "c", moved, scales=scales, reach=4., note="one line\nand another")
+    loud, quiet = draw(HEATS, dict(face=4., mouth=-2., spectrum=0.)), draw(weak, dict(face=.4, mouth=-.2, spectrum=0.))
+    limits = [[ax.images[1].get_clim() for ax in f.axes if len(ax.images) > 1] for f in (loud, quiet)]
+    assert limits[0] == limits[1] and len(limits[0]) == 3 and scales["face"] == pytest.approx(np.quantile(HEATS["face"], .995))
+    assert loud.axes[-1].get_xlim() == quiet.axes[-1].get_xlim() and loud.axes[-1].get_xlim()[1] >= 4 and "and another" in loud.get_supxlabel()
+    assert [t.get_text() for t in quiet.axes[-1].texts] == ["face  +0.40", "mouth  −0.20", "spectrum  +0.00"]
+    assert plots.heat_scale([np.zeros((2, 2)), np.full((2, 2), np.nan)]) > 0                   # nothing is hot, and a clip that the model does not judge
+
+
+def test_an_executed_notebook_becomes_a_page_for_any_screen(tmp_path):
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+    picture = new_output("display_data", {"image/png": report.embedded(np.zeros((2, 2), np.uint8), "x").split("base64,")[1].split('"')[0]})
+    cells = [new_markdown_cell("# Count"), new_code_cell("from pathlib import Path\nroot = Path()"), new_code_cell("import sys; sys", outputs=[new_output("stream", name="stdout", text="said")]), new_code_cell("number = 1", outputs=[picture])]
+    nbformat.write(new_notebook(cells=cells), tmp_path/"1_count.ipynb")
+    page = report.executed(tmp_path/"1_count.ipynb")
+    body = re.sub(r"<style.*?</style>", "", page, flags=re.S)
+    assert "pathlib" not in body and "said" in body and "number" in body and "data:image/png" in body, "only a set-up cell that shows nothing goes"
+    assert "img{max-width:100%" in page and not re.search(r'<script[^>]*src="https?:', page) and "<title>1_count" in page
+    assert len(nbformat.read(tmp_path/"1_count.ipynb", 4).cells) == 4
+    assert [report.only_set_up(s) for s in ("", "# import x", "x = 1\nimport y", "from a import b")] == [False, False, False, True]

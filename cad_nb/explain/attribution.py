@@ -6,7 +6,8 @@
 __all__ = ['HEADS', 'BASELINES', 'METHODS', 'head_forward', 'blur', 'blurred', 'mean_colour', 'still', 'zeros', 'quiet',
            'baselines_of', 'AttributeParams', 'Attribution', 'windows_of', 'captum_method', 'integrated_gradients',
            'gradient_shap', 'occlusion', 'attribute', 'against', 'contributions', 'shares', 'heat_map', 'profiles',
-           'mask_in_crop', 'pointing_game', 'mask_iou', 'inside', 'localisation', 'span_mask']
+           'mask_in_crop', 'pointing_game', 'mask_iou', 'inside', 'localisation', 'localisation_beside', 'k_of_n',
+           'span_mask']
 
 # %% ../../nbs/70_explain.attribution.ipynb #1ac4329d
 import warnings
@@ -332,6 +333,25 @@ def localisation(
     "How well a heat map finds the tampered region, beside what a random one would get."
     share = np.where(np.any(mask, (1, 2)), np.mean(mask, (1, 2)), np.nan)
     return dict(hit=pointing_game(heat, mask, tolerance_px), iou=mask_iou(heat, mask), inside=inside(heat, mask), chance_hit=share, chance_iou=share / (2 - share))
+
+# %% ../../nbs/70_explain.attribution.ipynb #eadb6200
+def localisation_beside(
+    heat,      # (K, P, P) not negative, of a fake
+    mask,      # (K, P, P) bool, tampered
+    genuine,   # (K, P, P) not negative, of a genuine clip of the same person; None: there is none
+)->dict:       # of (K,) arrays: `localisation`, and genuine_hit, genuine_iou, genuine_inside
+    "How well a heat map finds the tampered region, beside what a random one and that of a genuine clip would get there."
+    found, beside = localisation(heat, mask), localisation(np.zeros_like(heat) if genuine is None else genuine, mask)
+    return found | {f"genuine_{k}": beside[k] for k in ("hit", "iou", "inside")}
+
+# %% ../../nbs/70_explain.attribution.ipynb #bf4c50e7
+def k_of_n(
+    hit,       # (N,) 1, 0, or nan where nothing could be hit
+    unit="",   # what is counted
+)->str:        # e.g. "5 of 8 faces"
+    "A rate that cannot be quoted without its number."
+    hit = np.asarray(hit, float)
+    return f"{int(np.nansum(hit))} of {int(np.isfinite(hit).sum())} {unit}".strip()
 
 # %% ../../nbs/70_explain.attribution.ipynb #d9ed4dcf
 def span_mask(

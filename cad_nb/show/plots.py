@@ -6,8 +6,9 @@
 __all__ = ['INK', 'SOFT', 'FAINT', 'REAL', 'FAKE', 'PALETTE', 'DASHES', 'MARKERS', 'HEAT', 'STYLE', 'INKED', 'GREYED', 'styled',
            'canvas', 'save', 'swatches', 'roc_curves', 'offset_curves', 'score_histograms', 'reliability_diagram',
            'auc_dots', 'training_curves', 'picture', 'contact_sheet', 'side_by_side', 'face_row', 'waveform',
-           'time_axes', 'row_label', 'clip_strip', 'overlay', 'bars', 'known_region', 'attribution_panel', 'on_axis',
-           'uncovered', 'film', 'strips', 'file_timeline', 'interval_dots', 'upset', 'peak_moves', 'token_maps']
+           'time_axes', 'row_label', 'clip_strip', 'overlay', 'bars', 'known_region', 'heat_scale', 'attribution_panel',
+           'on_axis', 'uncovered', 'film', 'strips', 'file_timeline', 'interval_dots', 'upset', 'peak_moves',
+           'token_maps']
 
 # %% ../../nbs/80_show.plots.ipynb #ba7b44f2
 from functools import wraps
@@ -18,6 +19,7 @@ import matplotlib.pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import offset_copy
 from ..core import FPS, SAMPLE_RATE, write_whole
 
 # %% ../../nbs/80_show.plots.ipynb #dcd46575
@@ -139,6 +141,7 @@ def score_histograms(
     threshold:float=None,   # from validation: draws a line and counts what lies right of it
     real:tuple=("real",),   # names of the groups that are real
     title:str="How fake does each kind look?",
+    xlabel:str="score (probability of fake)",   # what the scores are
 )->Figure:
     "A histogram of scores per group, stacked as rows, and the share of each that the threshold accuses."
     figure = canvas(title, corpus, (7, .85 + .42 * len(scores)))
@@ -154,7 +157,7 @@ def score_histograms(
             ax.text(1.015, .25, f"{100 * (values >= threshold).mean():.0f} %" if len(values) else "–", transform=ax.transAxes, va="bottom", color=colour, fontweight="bold")
         ax.set(ylim=(0, 1.08), yticks=[], xlim=(0, 1)); ax.spines["left"].set_visible(False); ax.grid(False); ax.tick_params(length=3 if ax is axes[-1] else 0)
     if threshold is not None: axes[0].text(1.015, 1.1, "accused", transform=axes[0].transAxes, color=SOFT, fontsize=7.5); axes[0].text(threshold, 1.13, f"threshold {threshold:.2f} ", ha="center", color=SOFT, fontsize=7.5)
-    axes[-1].set_xlabel("score (probability of fake)")
+    axes[-1].set_xlabel(xlabel)
     return figure
 
 # %% ../../nbs/80_show.plots.ipynb #390c18ea
@@ -310,14 +313,15 @@ def time_axes(
     duration_s:float,   # of all of them
     span_s:tuple=None,  # (start, end) of a known manipulation, in seconds
 )->None:
-    "One scale of seconds for all, written below the last; a known manipulation between two lines."
+    "One scale of seconds for all, written below the last; a known manipulation as a bar above each, so that nothing lies over a picture."
+    start, end = np.clip(span_s or (0, 0), 0, duration_s)
     for ax in axes:
         last = ax is axes[-1]
         ax.set_xlim(0, duration_s); ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
         ax.tick_params(axis="x", labelbottom=last, length=3 if last else 0)
-        if span_s is None: continue
-        for t in span_s: ax.axvline(t, color=FAKE, lw=1.3, zorder=4)
-    axes[-1].set_xlabel("seconds" + ("; between the orange lines: known manipulation" if span_s is not None else ""))
+        above = offset_copy(ax.get_xaxis_transform(), ax.figure, y=2.5, units="points")
+        if end > start: ax.plot([start, end], [1, 1], color=FAKE, lw=2.4, solid_capstyle="butt", transform=above, clip_on=False, zorder=4)
+    axes[-1].set_xlabel("seconds" + ("" if span_s is None else "; under the orange bars: known manipulation" if end > start else "; the known manipulation lies outside of them"))
 
 # %% ../../nbs/80_show.plots.ipynb #238e0c01
 def row_label(
@@ -371,19 +375,21 @@ def overlay(
 
 # %% ../../nbs/80_show.plots.ipynb #9b716e27
 def bars(
-    ax,            # a matplotlib axis
-    values:dict,   # name to signed number
-    xlabel:str,    # what they are, with the unit
+    ax,               # a matplotlib axis
+    values:dict,      # name to signed number
+    xlabel:str,       # what they are, with the unit
+    reach:float=None, # largest size that the axis holds; that of these numbers if None
 )->None:
     "Signed horizontal bars with their numbers: orange towards fake, slate towards real."
     names, numbers = list(values), [float(v) for v in values.values()]
     ax.barh(range(len(names)), numbers, color=[FAKE if v > 0 else REAL for v in numbers], height=.3)
-    reach = max(1e-9, *map(abs, numbers))
+    reach = max(1e-9, *map(abs, numbers)) if reach is None else reach
     for i, (name, v) in enumerate(zip(names, numbers)):
-        ax.text(0, i - .22, f" {name}  {v:+.2f} ".replace("-", "−"), va="bottom", ha="left" if v >= 0 or max(numbers) > reach / 2 else "right", fontsize=8)
+        ax.text(0, i - .22, f"{name}  {v:+.2f}".replace("-", "−"), transform=ax.get_yaxis_transform(), va="bottom", fontsize=8, bbox=dict(facecolor="white", edgecolor="none", pad=1))
     ax.axvline(0, color=SOFT, lw=.7)
-    ax.set(xlim=(min(0, *numbers) - .02 * reach, max(reach / 2, *numbers) * 1.1), ylim=(len(names) - .4, -.8), xticks=[], yticks=[], xlabel=xlabel)
-    ax.grid(False); ax.spines[["left", "bottom"]].set_visible(False)
+    ends = [f"{v:+.{0 if reach >= 10 else 1 if reach >= 1 else 2}f}".replace("-", "−") for v in (-reach, reach)]
+    ax.set(xlim=(-1.05 * reach, 1.05 * reach), ylim=(len(names) - .4, -.8), xticks=[-reach, 0, reach], xticklabels=[ends[0], "0", ends[1]], yticks=[], xlabel=xlabel)
+    ax.grid(False); ax.spines[["left", "bottom"]].set_visible(False); ax.tick_params(axis="x", labelsize=7.5)
 
 # %% ../../nbs/80_show.plots.ipynb #420319b6
 def known_region(
@@ -398,6 +404,13 @@ def known_region(
     inside = side_by_side(mask * 1., gap=gap, fill=0)
     ax.imshow(np.stack([0 * inside, 0 * inside + .45, 0 * inside + .7, .55 * inside], -1), **how)     # a translucent blue
 
+# %% ../../nbs/80_show.plots.ipynb #16b30408
+def heat_scale(
+    heats,      # of (...) heat maps of one input, not negative, one for each panel; nan where the model does not say
+)->float:       # not 0
+    "The heat that gets the brightest colour in all panels: so much have half a percent of the pixels of the hottest one."
+    return max(1e-12, *(float(np.quantile(known, .995)) for h in map(np.asarray, heats) if (known := h[np.isfinite(h)]).size))
+
 # %% ../../nbs/80_show.plots.ipynb #e4dd854d
 @styled
 def attribution_panel(
@@ -408,6 +421,9 @@ def attribution_panel(
     mask=None,               # (K, P, P) bool, known tampered region in the face crops
     span_s:tuple=None,       # (start, end) of a known manipulation, in seconds
     duration_s:float=None,   # of the clip; by the mouths if None
+    scales:dict=None,        # name to the heat that gets the brightest colour, from `heat_scale` over panels that belong together; of this clip alone if None
+    reach:float=None,        # largest size that the bars' axis holds, of the same panels; of this clip alone if None
+    note:str="",             # lines below
     title:str="Where the evidence for fake lies",
 )->Figure:
     "Faces with their evidence above the region that is known to be tampered, then mouths and spectrogram, and what each input contributed."
@@ -415,18 +431,19 @@ def attribution_panel(
     tall, gap = face_row(len(inputs.get("face", [0])), 4.9 if contributions else 6.2)
     rows = {"face": tall} | ({"tampered": tall} if mask is not None else {}) | {"mouth": .36, "spectrum": .8}
     rows = {k: h for k, h in rows.items() if k in inputs or k == "tampered"}
-    figure = canvas(title, corpus, (7, .95 + 1.05 * sum(rows.values())))
+    figure = canvas(title, corpus, (7, 1 + .17 * len(note.splitlines()) + 1.1 * sum(rows.values())))
     grid = figure.add_gridspec(len(rows), 2, width_ratios=[5, 1], height_ratios=list(rows.values()))
     axes = {name: figure.add_subplot(grid[i, 0] if contributions else grid[i, :]) for i, name in enumerate(rows)}
     how = dict(extent=(0, duration_s, 0, 1), aspect="auto")
-    scale = {name: max(1e-12, np.quantile(heat, .995)) for name, heat in heats.items()}
+    scale = {name: heat_scale([heat]) for name, heat in heats.items()} | (scales or {})
     if "face" in inputs: overlay(axes["face"], side_by_side(inputs["face"], gap=gap), side_by_side(heats["face"], gap=gap, fill=0), scale["face"], **how)
     if mask is not None: known_region(axes["tampered"], inputs["face"], mask, gap, **how)
     if "mouth" in inputs: overlay(axes["mouth"], side_by_side(inputs["mouth"], 20, 0), side_by_side(heats["mouth"], 20, 0), scale["mouth"], **how)
     if "spectrum" in inputs: overlay(axes["spectrum"], inputs["spectrum"], heats["spectrum"], scale["spectrum"], "gray_r", origin="lower", **how)
     for name, ax in axes.items(): row_label(ax, dict(tampered="known\ntampering").get(name, name))
     time_axes(list(axes.values()), duration_s, span_s)
-    if contributions: bars(figure.add_subplot(grid[:, 1]), contributions, "logit moved\n(right: to fake)")
+    if contributions: bars(figure.add_subplot(grid[:, 1]), contributions, "logit moved\n(right: to fake)", reach)
+    if note: figure.supxlabel(note, x=.05 / 7, ha="left", fontsize=8, color=SOFT)
     return figure
 
 # %% ../../nbs/80_show.plots.ipynb #45979b2b

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from cad_nb.core import SAMPLES_PER_FRAME, ParamsError, stream
 from cad_nb.data import shards as shards_room
 from cad_nb.data.clips import Batch, BatchParams, Clips, ahead, augment, draw_epoch, eval_batches, train_batches
-from cad_nb.data.corpora import FAKEAVCELEB_CATEGORIES, CorpusParams, fakeavceleb_labels, find_folder, read_corpora, read_corpus
+from cad_nb.data.corpora import FAKEAVCELEB_CATEGORIES, CorpusParams, changed_corpora, fakeavceleb_labels, find_folder, is_watched, keep_listings, kept_listings, listings, read_corpora, read_corpus
 from cad_nb.data.manifest import COLUMNS, LABELS, UnsafePath, any_fake, as_manifest, check_files, check_manifest, read_manifest, safe_join, write_manifest
 from cad_nb.data.shards import Cut, DiskFull, PrepareParams, first_sound, prepare, window_starts
-from cad_nb.data.splits import SplitParams, leak_report, make_splits, split_hash
+from cad_nb.data.splits import SplitParams, check_params, leak_report, make_splits, split_hash
 from cad_nb.media.encode import write_clip
 
 ONE_THREAD = dict(os.environ, OMP_NUM_THREADS="1")
@@ -229,6 +229,48 @@ def test_corpora_together(tmp_path):
     assert df.groupby("corpus").size().to_dict() == dict(fav=7, ff=20) and all((folders[c]/p).is_file() for c,p in zip(df.corpus, df.path))
 
 
+@pytest.fixture
+def elsewhere(tmp_path):
+    "A project with two corpora outside of `data`, listed as `prepare` lists them, one of them beside the project."
+    base = tmp_path/"project"
+    fakeavceleb(tmp_path/"away"/"FakeAVCeleb_v1.2"); faceforensics(base/"mine"/"FaceForensics++")
+    sections = dict(fav=dict(layout="fakeavceleb", root=str(tmp_path/"away"), links=[]), ff=dict(layout="faceforensics", root="mine", links=[]))
+    df, folders = read_corpora(sections, base)
+    keep_listings(base/"out", listings(df, folders, sections, base))
+    return base, sections, folders
+
+
+def test_a_corpus_that_stays_has_not_changed(elsewhere):
+    base, sections, folders = elsewhere
+    (folders["fav"]/"README.txt").write_text("no clip"); (folders["ff"]/"splits"/"notes.txt").touch()
+    assert set(kept_listings(base/"out")) == {"fav", "ff"} and changed_corpora(base/"out", sections, base) == []
+
+
+@pytest.mark.parametrize("corpus, change, words", [
+    ("ff", lambda f: (f/"original_sequences/youtube/c23/videos/007.mp4").touch(), "then 20 clips, 0 bytes, now 21 clips"),
+    ("ff", lambda f: (f/"original_sequences/youtube/c23/videos/000.mp4").write_text("more"), "now 20 clips, 4 bytes"),
+    ("ff", lambda f: os.utime(f/"original_sequences/youtube/c23/videos/000.mp4", (1, 1)), "the time of a file"),
+    ("ff", lambda f: (f/"splits/val.json").write_text("[]"), "a label"),
+    ("fav", lambda f: (f/"meta_data.csv").write_text((f/"meta_data.csv").read_text().replace("rtvc", "rtvv")), "a label"),
+    ("fav", lambda f: (f/"RealVideo-RealAudio/African/men/id00076/00109.mp4").unlink(), "now 6 clips"),
+    ("fav", lambda f: f.rename(f.parent.with_name("gone")), "corpora.fav.root"),
+])
+def test_a_changed_corpus_is_noticed(elsewhere, corpus, change, words):
+    base, sections, folders = elsewhere
+    change(folders[corpus])
+    (said,) = changed_corpora(base/"out", sections, base)
+    assert words in said and f"corpus `{corpus}`" in said, said
+
+
+def test_what_dvc_notices_by_itself_has_no_listing(elsewhere):
+    base, sections, folders = elsewhere
+    (base/"mine").rename(base/"data")
+    assert changed_corpora(base/"out", {**sections, "ff": dict(sections["ff"], root="data")}, base) == [], "another root is a change of params.yaml"
+    keep_listings(base/"out", {})
+    assert not (base/"out"/"corpora.json").exists() and changed_corpora(base/"out", sections, base) == []
+    assert is_watched("data/x", base) and is_watched(base/"data", base) and not is_watched("/data", base) and not is_watched("data/../mine", base) and not is_watched("database", base)
+
+
 # splits --------------------------------------------------------------------------------------------------------------
 
 people = st.integers(0, 12).map(lambda i: f"id{i}")
@@ -253,6 +295,16 @@ def test_nobody_is_in_two_splits(table, share, seed, strict, hold):
     if not strict and not held: assert not (done.split == "unused").any()
     shuffled = make_splits(df.sample(frac=1, random_state=seed), SplitParams(*share, held, strict), seed)
     assert split_hash(shuffled) == split_hash(done)
+
+
+def test_a_method_that_no_corpus_has():
+    "A near one is guessed, a far one is not, all that there are stand behind, and everything wrong is said at once."
+    p = lambda *names: SplitParams(.6, .2, .2, list(names), False)
+    with pytest.raises(ParamsError) as e: check_params(p("wav2lp", "lpc", "fsgan"), ["fsgan", "rtvc", "wav2lip"])
+    said = str(e.value)
+    assert "`wav2lp`, did you mean `wav2lip`?" in said and "no corpus has a method `lpc`;" in said and "the corpora have fsgan, rtvc, wav2lip" in said and "method `fsgan`" not in said
+    with pytest.raises(ParamsError, match="have no fakes"): check_params(p("lpc"), [])
+    check_params(p("fsgan", "rtvc"), ["fsgan", "rtvc", "wav2lip"]); check_params(p(), [])
 
 
 def test_splits_of_one_corpus_do_not_depend_on_another():

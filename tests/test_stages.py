@@ -5,11 +5,12 @@ from pathlib import Path
 import nbformat, pytest, yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from typer.testing import CliRunner
-from cad_nb.core import ParamsError
+from cad_nb.core import ParamsError, fits, misfit, read_params
+from cad_nb.data.corpora import keep_listings, listings, read_corpora
 from cad_nb.run import cli
 from cad_nb.run.cli import app
-from cad_nb.run.stages import DVC_FILES, LiveLog, StageError, StageFailed, check_params, current_dvc, declared, dvc_stages, module_deps, run_stage, stage_notebooks, stage_params, with_lists
-from conftest import ROOT
+from cad_nb.run.stages import DVC_FILES, LiveLog, StageError, StageFailed, check_commit, check_params, current_dvc, declared, dvc_stages, module_deps, run_stage, stage_notebooks, stage_params, with_lists
+from conftest import ROOT, git
 
 SEED = dict(seed=int)
 ENV = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CAD_RESTARTED")}
@@ -52,15 +53,16 @@ class Outer:
 
 
 @pytest.mark.parametrize("params, message", [
-    (dict(seed="3"), "`seed` must be int, got '3'"),
-    (dict(seed=True), "`seed` must be int"),
+    (dict(seed="3"), "`seed` must be a whole number, got '3': write 3"),
+    (dict(seed=True), "`seed` must be a whole number, got True$"),
     (dict(sede=3), "section `sede` is unknown; did you mean `seed`"),
     (dict(outer=dict(inner=dict(dept=1), names=["a"])), "`outer.inner.dept` is unknown; did you mean `outer.inner.depth`"),
-    (dict(outer=dict(names=["a"])), "`outer.inner` is missing"),
-    (dict(outer=dict(inner=dict(depth=1), names="a")), "`outer.names` must be"),
+    (dict(outer=dict(names=["a"])), "`outer.inner` is missing: a map of keys"),
+    (dict(outer=dict(inner=dict(), names=["a"])), "`outer.inner.depth` is missing: a whole number"),
+    (dict(outer=dict(inner=dict(depth=1), names="a")), r'`outer.names` must be a list of texts, got .a.: write \["a"\]'),
     (dict(outer=dict(inner=dict(depth=1), names=[])), "must name somebody"),
     (dict(outer=None), "`outer` must be a map"),
-    (dict(many=dict(a=dict(depth=1), b=dict(depth="deep"))), "`many.b.depth` must be int"),
+    (dict(many=dict(a=dict(depth=1), b=dict(depth="deep"))), "`many.b.depth` must be a whole number, got 'deep'$"),
     (dict(many=[1]), "`many` must be a map of names"),
 ])
 def test_wrong_params_are_named(params, message):
@@ -70,6 +72,27 @@ def test_wrong_params_are_named(params, message):
 def test_all_that_is_wrong_is_said_at_once():
     with pytest.raises(ParamsError) as e: check_params(dict(seed="x", outer=dict(inner=dict(depth="y"), names=["a"]), sede=1), dict(seed=int, outer=Outer))
     assert all(word in str(e.value) for word in ("`seed`", "`outer.inner.depth`", "`sede`")) and str(e.value).count("params.yaml") == 1
+
+
+@pytest.mark.parametrize("value, kind, said", [
+    ("0.1", float, "must be a number, got '0.1': write 0.1"), ("yes", bool, "must be true or false, got 'yes'"), (1, bool, "must be true or false, got 1: write true"), (3.0, int, "got 3.0: write 3"),
+    (3, str, 'must be text, got 3: write "3"'), (True, str, "must be text, got True"), ([0.5], float, "must be a number, got [0.5]: write 0.5"), (None, list[float], "must be a list of numbers, got None"),
+    ([1, 2], dict[str, list[float]], "must be a map from text to a list of numbers, got [1, 2]"), ("x", int | None, "must be a whole number or null, got 'x'"), (float("nan"), int, "must be a whole number, got nan"),
+])
+def test_types_are_told_in_words(value, kind, said):
+    assert not fits(value, kind) and misfit("a.b", value, kind).startswith("`a.b` must be") and misfit("a.b", value, kind).endswith(said)
+
+
+def test_variants_that_do_not_exist(project):
+    "Named before anything starts, whichever stage is at hand."
+    params = read_params(ROOT/"params.yaml")
+    check_params(params)
+    params["train"]["variants"], params["real_only"]["variants"], params["attribute"]["variant"] = ["cad", "nave"], ["forest"], "cads"
+    with pytest.raises(ParamsError) as e: check_params(params)
+    assert all(words in str(e.value) for words in ("`train.variants`: there is no variant `nave`, did you mean `naive`?", "`real_only.variants`: there is no variant `forest`; there are cad, naive", "`attribute.variant`: there is no variant `cads`, did you mean `cad`?"))
+    root = project("open('ran', 'w')", params=yaml.safe_dump(params))
+    with pytest.raises(ParamsError, match="no variant `forest`"): run_stage("toy", root, log=LiveLog(io.StringIO()))
+    assert not list(root.rglob("ran"))
 
 
 @pytest.mark.parametrize("parameters, message", [(None, "it has 0"), ("seed = 1 + int('2')", "is not `name = plain value`"), ("import os", "is not"), ("a, b = 1, 2", "is not"), ("a = b = 1", "is not")])
@@ -114,6 +137,30 @@ def test_nothing_starts_when_a_key_is_misspelt(project):
     done = cad(root, "stage", "toy"); said, _ = done.communicate()
     assert done.returncode == 2 and "section `devise` is unknown; did you mean `device`?" in said and "Traceback" not in said
     assert not (root/"out").exists() and not list(root.rglob("ran"))
+
+
+def test_a_stage_that_logs_needs_a_commit(project, monkeypatch):
+    root = project("from cad_nb.log import live\nopen('ran', 'w')")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(root.parent))
+    (root/"cad_nb").mkdir(); (root/"cad_nb"/"log.py").write_text("def live(): import dvclive\n")
+    write_notebook(root/"nbs"/"pipelines"/"2_other.ipynb", "print(seed)")
+    check = lambda name: check_commit(stage_notebooks(root)[name], root)
+    check("toy")   # no repository: dvclive does not ask
+    git(root, "init", "-q")
+    with pytest.raises(StageError, match="has no commit yet.*git add -A && git commit"): run_stage("toy", root, SEED)
+    assert not list(root.rglob("ran"))
+    check("other")
+    git(root, "commit", "-q", "--allow-empty", "-m", "begin"); check("toy")
+
+
+def test_training_is_a_stage_that_logs(tmp_path):
+    "The real one, in a repository that has just been made: one line, and nothing has started."
+    monkey = dict(ENV, GIT_CEILING_DIRECTORIES=str(tmp_path.parent), CAD_RESTARTED="1")
+    for name in ("cad_nb", "nbs/pipelines"): shutil.copytree(ROOT/name, tmp_path/name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("params.yaml", "dvc.yaml"): shutil.copy(ROOT/name, tmp_path)
+    git(tmp_path, "init", "-q")
+    done = subprocess.run([sys.executable, "-m", "cad_nb.run.cli", "stage", "train"], cwd=tmp_path, env=monkey, capture_output=True, text=True)
+    assert done.returncode == 2 and "has no commit yet" in done.stderr and "Traceback" not in done.stderr and not (tmp_path/"out").exists()
 
 
 def test_outside_of_a_project(tmp_path):
@@ -247,13 +294,82 @@ def test_doctor_tells_what_is_wrong(tmp_path, monkeypatch):
     for name in ("3.11", "3.12"): (tmp_path/f"constraints-{name}.txt").write_text("typer==0.0.1\nno-such-package==1.0\n")
     answer = CliRunner().invoke(app, ["doctor"])
     assert answer.exit_code == 1 and "Traceback" not in answer.output
-    for words in ("`seed` must be int", "typer", "not 0.0.1", "unknown detector 'nobody'", "corpora.mine.root", "no git checkout"): assert words in answer.output, words
+    for words in ("`seed` must be a whole number", "typer", "not 0.0.1", "unknown detector 'nobody'", "corpora.mine.root", "no git checkout"): assert words in answer.output, words
 
 
 def test_doctor_does_not_fail_here(monkeypatch):
     monkeypatch.chdir(ROOT)
     failing = [f for run in cli.CHECKS[:2] + cli.CHECKS[3:6] for f in run(ROOT) if f.level == "fail"]
     assert not failing
+
+
+def doctor(folder, monkeypatch, **changes):
+    "What the doctor finds of corpora, params and weights, with the sections of params.yaml changed."
+    params = read_params(ROOT/"params.yaml")
+    for section, values in changes.items(): params[section] = values if section == "corpora" else params[section] | values
+    (folder/"params.yaml").write_text(yaml.safe_dump(params)); monkeypatch.chdir(folder)
+    checks = {run.__name__: run for run in cli.CHECKS}
+    return [f for name in ("check_params", "check_corpora", "check_weights") for f in checks[name](folder)]
+
+
+def small_corpus(folder):
+    "Two clips in the layout of FaceForensics++; the videos are empty files."
+    for path in ("original_sequences/youtube/c23/videos/000.mp4", "manipulated_sequences/Deepfakes/c23/videos/000_003.mp4"): (folder/path).parent.mkdir(parents=True); (folder/path).touch()
+    return dict(layout="faceforensics", root=str(folder), links=[])
+
+
+def test_doctor_looks_at_corpora(tmp_path, monkeypatch):
+    (tmp_path/"empty"/"original_sequences").mkdir(parents=True); (tmp_path/"photos"/"holiday").mkdir(parents=True)
+    entry = lambda name, layout="faceforensics": dict(layout=layout, root=name, links=[])
+    said = {name: doctor(tmp_path, monkeypatch, corpora=dict(mine=corpus), split=dict(held_out=[])) for name, corpus in dict(
+        empty=entry("empty"), photos=entry("photos"), none=entry("nowhere"), forged=entry("data/FaceForensics++"), layout=entry("empty", "faceforensic"), good=small_corpus(tmp_path/"good")).items()}
+    found = {name: next(f for f in findings if f.topic == "corpora") for name, findings in said.items()}
+    for name, level, words in (("empty", "fail", "no video in them"), ("photos", "fail", "neither"), ("none", "fail", "there is no folder"), ("forged", "warn", "not there yet"), ("layout", "fail", "is unknown"), ("good", "ok", "real, Deepfakes")):
+        assert found[name].level == level and words in found[name].text, found[name]
+        assert bool(found[name].mend) == (level != "ok")
+    assert "corpora.mine.root" in found["photos"].mend and "faceforensics, fakeavceleb" in found["layout"].mend
+
+
+def test_doctor_knows_the_methods(tmp_path, monkeypatch):
+    corpora = dict(mine=small_corpus(tmp_path/"good"))
+    (wrong,) = [f for f in doctor(tmp_path, monkeypatch, corpora=corpora, split=dict(held_out=["Deepfake", "lpc"])) if f.level == "fail"]
+    assert "did you mean `Deepfakes`" in wrong.text and "split.held_out" in wrong.mend
+    assert not [f for f in doctor(tmp_path, monkeypatch, corpora=corpora, split=dict(held_out=["Deepfakes"])) if f.level == "fail"]
+
+
+def test_doctor_and_compare_notice_a_changed_corpus(tmp_path, monkeypatch):
+    corpora = dict(mine=small_corpus(tmp_path/"away"/"FF"))
+    project = tmp_path/"project"; project.mkdir()
+    df, folders = read_corpora(corpora, project)
+    keep_listings(project/"out"/"features", listings(df, folders, corpora, project))
+    ask = lambda: [f for f in doctor(project, monkeypatch, corpora=corpora, split=dict(held_out=[])) if "has changed" in f.text]
+    assert ask() == []
+    (tmp_path/"away"/"FF"/"original_sequences/youtube/c23/videos/001.mp4").touch()
+    (found,) = ask()
+    assert found.level == "warn" and "now 3 clips" in found.text and "dvc repro -f -s prepare" in found.mend
+    (project/"out"/"metrics").mkdir(); shutil.copy(ROOT/cli.RESULTS, project/cli.RESULTS)
+    git(project, "init", "-q"); git(project, "add", "-A"); git(project, "commit", "-qm", "results")
+    assert any("has changed since it was prepared" in line and "dvc repro -f -s prepare" in line for line in cli.verdict(project).details)
+
+
+def test_doctor_looks_for_weights(tmp_path, monkeypatch):
+    pytest.importorskip("transformers"); pytest.importorskip("peft")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path/"pickled").mkdir(); (tmp_path/"bare").mkdir(); (tmp_path/"bare"/"model.safetensors").touch(); (tmp_path/"good").mkdir()
+    for name in ("model.safetensors", "config.json"): (tmp_path/"good"/name).touch()
+    def ask(video, audio, download=False, encoder="pretrained"):
+        found = doctor(tmp_path, monkeypatch, corpora={}, split=dict(held_out=[]), model=dict(encoder=encoder, pretrained=dict(video=video, audio=audio, lora_rank=0, download=download)))
+        return [f for f in found if f.topic == "weights"]
+    assert ask("no/such/folder", "nobody/has-this", encoder="compact") == []
+    video, audio = ask("good", "no/such/folder")
+    assert video.level == "ok" and audio.level == "fail" and "no folder" in audio.text and "hf download" in audio.mend and "hf download" not in audio.text
+    assert [(f.level, words in f.text) for f, words in zip(ask("pickled", "bare"), ("no .safetensors", "no config.json"))] == [("fail", True)]*2
+    assert [f.level for f in ask("nobody/has-this", "nobody/has-that")] == ["fail"]*2 and [f.level for f in ask("nobody/has-this", "nobody/has-that", True)] == ["warn"]*2
+
+
+def test_the_command_as_a_module(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "cad_nb.run.cli", "stage", "toy"], cwd=tmp_path, env=dict(ENV, PYTHONPATH=str(ROOT)), capture_output=True, text=True)
+    assert done.returncode == 2 and "no params.yaml" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_compare_needs_something_to_compare_with(tmp_path):

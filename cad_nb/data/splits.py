@@ -26,15 +26,17 @@ class SplitParams:
 # %% ../../nbs/32_data.splits.ipynb #6c727f35
 def check_params(
     p:SplitParams,       # as params.yaml says
-    methods,             # the methods there are, without `real`
+    methods:list[str],   # those that the corpora have, without `real`
 )->None:
     "Raise `ParamsError` for shares that are no shares and for held-out methods that no corpus has."
     shares = dict(train=p.train, val=p.val, test=p.test)
     if min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6: raise ParamsError(f"params.yaml: split.train, .val and .test must be shares that sum to 1, got {shares}")
-    for name in p.held_out:
-        if name not in methods:
-            near = get_close_matches(name, methods, n=1, cutoff=0)
-            raise ParamsError(f"params.yaml: split.held_out: no corpus has a method `{name}`" + (f"; did you mean `{near[0]}`?" if near else ""))
+    wrong = []
+    for name in [name for name in p.held_out if name not in methods]:
+        near = get_close_matches(name, methods, n=1)
+        wrong.append(f"no corpus has a method `{name}`" + (f", did you mean `{near[0]}`?" if near else ""))
+    there = f"the corpora have {', '.join(methods)}" if methods else "the corpora have no fakes"
+    if wrong: raise ParamsError(f"params.yaml: split.held_out: {'; '.join(wrong)}; {there}. `held_out: []` holds nothing out")
 
 # %% ../../nbs/32_data.splits.ipynb #fb87a720
 def tied(

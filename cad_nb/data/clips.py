@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DTYPES', 'DRAWS', 'Batch', 'map_shard', 'Clips', 'BatchParams', 'check_batches', 'group_weights', 'draw_epoch',
            'noise_bank', 'add_noise', 'soften', 'vary_pictures', 'vary_sound', 'labels_of_rest', 'hide', 'fewer',
-           'augment', 'ahead', 'n_batches', 'train_batches', 'eval_batches', 'origin_of']
+           'augment', 'ahead', 'n_batches', 'train_batches', 'eval_batches', 'facts_of']
 
 # %% ../../nbs/34_data.clips.ipynb #21e43e93
 import json, queue, threading
@@ -369,7 +369,7 @@ def eval_batches(
     return ahead(make(), 2*torch.cuda.is_available() if prefetch is None else prefetch)
 
 # %% ../../nbs/34_data.clips.ipynb #ace721e9
-def origin_of(
+def facts_of(
     clips:Clips,           # that a model learns from
     manifest:pd.DataFrame, # all clips there are
 )->dict:                   # face_px, mouth_px, trained_on, held_out

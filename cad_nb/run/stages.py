@@ -391,11 +391,9 @@ def write_html(
     notebook:Path,  # an executed notebook
     path:Path,      # where the page goes
 )->Path:            # `path`
-    "A notebook as one page that needs no network: pictures inside, no scripts from elsewhere."
-    from nbconvert import HTMLExporter
-    page, _ = HTMLExporter(exclude_raw=True, exclude_input_prompt=True, exclude_output_prompt=True).from_filename(str(notebook))
-    page = re.sub(r'<script[^>]*\ssrc="https?://[^>]*>\s*</script>|<script type="module">.*?</script>', "", page, flags=re.S)
-    return write_whole(path, lambda p: p.write_text(page))
+    "A notebook as one page that needs no network, for any screen."
+    from cad_nb.show.report import executed, write_page
+    return write_page(path, executed(notebook))
 
 # %% ../../nbs/91_run.stages.ipynb #d1a58fa9
 class StageFailed(RuntimeError):

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from ..core import ParamsError, hash_of, seed_all, source_mark, write_whole
-from ..data.clips import BatchParams, Clips, eval_batches, n_batches, origin_of, train_batches
+from ..data.clips import BatchParams, Clips, eval_batches, n_batches, facts_of, train_batches
 from ..data.manifest import read_manifest
 from ..data.splits import split_hash
 from ..judge.evaluate import predict, to_clips, validation_auc
@@ -98,13 +98,13 @@ def train_job(
     begun, folder, manifest = time.monotonic(), Path(folder)/job.name, read_manifest(Path(features)/"manifest.csv")
     net_params, params = switched(job, model, train)
     learn_from, validate_on = Clips(features, manifest, "train"), Clips(features, manifest, "val")
-    origin, label = origin_of(learn_from, manifest), verdict_label(net_params)
-    meta = origin | dict(variant=job.variant, seed=job.seed, fakes=params.fakes, split_hash=split_hash(manifest), params_hash=hash_of([job.seed, asdict(batches), asdict(net_params), asdict(params)]), made_from=hash_of([features_hash(features), code_hash(), str(device)]))
+    facts, label = facts_of(learn_from, manifest), verdict_label(net_params)
+    meta = facts | dict(variant=job.variant, seed=job.seed, fakes=params.fakes, split_hash=split_hash(manifest), params_hash=hash_of([job.seed, asdict(batches), asdict(net_params), asdict(params)]), made_from=hash_of([features_hash(features), code_hash(), str(device)]))
     done = folder/"history.json"
     if done.is_file() and (kept := json.loads(done.read_text()))["meta"] == meta: return dict(name=job.name, epochs=len(kept["history"]), val_auc=max(r["val_auc"] for r in kept["history"]), seconds=0.)
     done.unlink(missing_ok=True)
     seed_all(job.seed)
-    history = fit(build(net_params, origin["face_px"], origin["mouth_px"]).to(device), lambda epoch: train_batches(learn_from, params.batch_size, job.seed, epoch, batches), n_batches(learn_from, params.batch_size, batches),
+    history = fit(build(net_params, facts["face_px"], facts["mouth_px"]).to(device), lambda epoch: train_batches(learn_from, params.batch_size, job.seed, epoch, batches), n_batches(learn_from, params.batch_size, batches),
                   lambda m: validation_auc(m, eval_batches(validate_on, params.batch_size), label, device=device, precision=params.precision), params, folder, meta, progress_bar=False)
     write_whole(done, lambda p: p.write_text(json.dumps(dict(meta=meta, history=history))))
     return dict(name=job.name, epochs=len(history), val_auc=max(r["val_auc"] for r in history), seconds=time.monotonic() - begun)

@@ -11,7 +11,8 @@ SMALL = dict(
     train=dict(variants=["naive", "cad"], epochs=2, patience=2, batch_size=16),
     evaluate=dict(bootstrap=20),
     attribute=dict(n_steps=2),
-    complementarity=dict(variants=["cad", "video_only", "audio_only", "sync_only"], seeds=[0, 1], epochs=1, workers=1, probe_c=[0.1], map_clips=40),
+    complementarity=dict(variants=["cad", "video_only", "audio_only", "sync_only"], seeds=[0, 1], epochs=1, workers=1, probe_c=[0.1], map_clips=40,
+        grid={"loss.token": [0.0], "loss.logit": [], "loss.nce": [], "model.temperature": []}, grid_epochs=1),
 )
 
 

@@ -247,7 +247,7 @@ def loss_parts(
     parts["fake"] = known_bce(verdict.logits[:, FAKE], y[:, LABELS.index(verdict_label(model.params))])
     column, present = dict(video=VIDEO, audio=AUDIO), dict(video=batch.has_video, audio=batch.has_audio)
     if verdict.lessons: parts["teacher"] = sum(known_bce(l.logit.float(), y[:, column[k]]) for k, l in verdict.lessons.items())
-    told = [i for i in model.knows if i == SYNC or (i != FAKE and model.params.distill == "labels_only")]
+    told = [i for i in model.knows if i != FAKE]
     if told: parts["labels"] = sum(known_bce(verdict.logits[:, i], y[:, i]) for i in told)
     if verdict.guesses:
         parts["token"] = sum(token_loss(verdict.guesses[k], l.token, present[k]) for k, l in verdict.lessons.items())

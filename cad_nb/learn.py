@@ -328,7 +328,7 @@ def fit(
         seed_all(int(stream(meta["seed"], "epoch", epoch, *(["process", rank] if rank else [])).integers(2**31)))
         means, clips_s = train_epoch(learner, batches(epoch), n_batches, epoch, optimizer, average, params, everyone, progress_bar)
         auc, = broadcast_object_list([validate(kept.eval()) if everyone.is_main_process else None])
-        if math.isnan(auc): raise ValueError("the validation AUC is undefined, so no epoch is the best: genuine and fake clips must both be among the validation clips (`split.val`)")
+        if math.isnan(auc): raise ValueError("the validation AUC is undefined, so no epoch is the best: clips of both kinds, by the label that is learnt, must be among the validation clips (`split.val`)")
         row = dict(epoch=epoch, val_auc=auc, **means)
         progress["epoch"] += 1; progress["history"].append(row)
         better, progress["best"] = auc > progress["best"], max(auc, progress["best"])

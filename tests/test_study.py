@@ -154,7 +154,7 @@ def toy(tmp_path_factory):
     save_file(dict(face=(rng.integers(0, 150, (n, 2, 16, 16, 3)) + 100*y[:, None, None, None, None]).astype(np.uint8), mouth=rng.integers(0, 255, (n, T, 16, 16)).astype(np.uint8),
                    audio=rng.integers(-9000, 9000, (n, T*SAMPLES_PER_FRAME)).astype(np.int16), has_video=np.ones(n, np.uint8), has_audio=(np.arange(n) % 8 > 0).astype(np.uint8)), folder/"features"/"toy"/"shard-00000.safetensors")
     (folder/"features"/"toy"/"shard-00000.json").write_text(json.dumps(dict(windows=[dict(id=f"toy/{i}.mp4", start_frame=1) for i in range(n)])))
-    rows = [dict(id=f"toy/{i}.mp4", corpus="toy", path=f"{i}.mp4", identity_source=f"p{i//2}", method="swap" if y[i] else "real", status="ok", split="val" if i >= 24 else "train", y=y[i], y_video=y[i], y_audio=0, y_sync=0) for i in range(n)]
+    rows = [dict(id=f"toy/{i}.mp4", corpus="toy", path=f"{i}.mp4", identity_source=f"p{i//2}", method="swap" if y[i] else "real", status="ok", split="val" if i >= 24 else "train", y=y[i], y_video=y[i], y_audio=int(i % 4 == 1), y_sync=0) for i in range(n)]
     write_manifest(folder/"features"/"manifest.csv", as_manifest(rows))
     given = read_params(ROOT/"params.yaml")
     batches, model, train = typed(given["batches"], BatchParams, "batches"), typed(given["model"], ModelParams, "model"), typed(given["train"], TrainParams, "train")
@@ -173,6 +173,14 @@ def test_a_queue_trains_what_each_training_would_by_itself(toy, tmp_path):
     said = []
     again = train_all(jobs[:1], features, tmp_path/"queue", *sections, workers=1, say=said.append)
     assert again.seconds.tolist() == [0.] and "was there already" in said[0]
+
+
+def test_a_label_of_one_kind_teaches_nothing_and_is_said_before_anything_runs(toy, tmp_path):
+    features, sections = toy
+    (tmp_path/"features").mkdir()
+    write_manifest(tmp_path/"features"/"manifest.csv", read_manifest(features/"manifest.csv").assign(y_audio=0))
+    with pytest.raises(ParamsError, match="`audio_only`, which learns `y_audio`.* of `train`"):
+        train_all([Job("cad", 0, 1), Job("audio_only", 0, 1)], tmp_path/"features", tmp_path/"queue", *sections, workers=1)
 
 
 def test_what_has_changed_is_trained_again(toy, tmp_path):

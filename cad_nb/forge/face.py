@@ -39,15 +39,15 @@ def step(
     hi:float,   # where it ends; below `lo` the step falls
 )->Tensor:      # 0 to 1
     "The smooth step from 0 at `lo` to 1 at `hi`."
-    v = ((v - lo)/(hi - lo)).clamp_(0, 1)
-    return v*v*(3 - 2*v)
+    v = (v - lo).mul_(1/(hi - lo)).clamp_(0, 1)
+    return torch.rsub(v, 3, alpha=2).mul_(v).mul_(v)   # v*v*(3 - 2*v)
 
 # %% ../../nbs/21_forge.face.ipynb #7d14c592
 def hat(
     v:Tensor,   # any shape
 )->Tensor:      # 0 to 1, zero beyond 1.6
     "A bell close to exp(-v**2) at a third of its cost."
-    return (1 - v*v*.39).clamp_min_(0).square_()
+    return torch.rsub(v*v, 1, alpha=.39).clamp_min_(0).square_()
 
 # %% ../../nbs/21_forge.face.ipynb #cb6f42af
 def hills(

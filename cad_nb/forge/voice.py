@@ -11,13 +11,14 @@ __all__ = ['PHONEMES', 'VOWELS', 'PLOSIVES', 'CLOSURES', 'GRID_S', 'HOP', 'BLOCK
 # %% ../../nbs/20_forge.voice.ipynb #ad40f7a9
 import inspect, json, subprocess, sys, textwrap
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy import fft
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import resample_poly
-from ..core import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from ..core import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, stream
 
 # %% ../../nbs/20_forge.voice.ipynb #c58ba1a5
 @dataclass(frozen=True)
@@ -319,7 +320,8 @@ def recorded(
     turn = np.prod([hz**2 - f**2 - 1j*f*w for hz,w in place.turns], 0)
     turn *= 1/np.abs(turn)                                                 # half of what the phase turns by
     speech = fft.irfft(fft.rfft(dry, n)*fft.rfft(echo, n)*(turn*turn)*(place.sign*shape), n)[:size]
-    noise = fft.irfft(fft.rfft(rng.standard_normal(n, dtype=np.float32))*shape*(np.maximum(f, 60)/1000)**-place.noise_slope, n)[:size]
+    white = rng.standard_normal(2*len(f), dtype=np.float32).view(np.complex64)
+    noise = fft.irfft(white*(shape*(np.maximum(f, 60)/1000)**-place.noise_slope), n)[:size]
     hum = np.sin(np.arange(size, dtype=np.float32)*float(2*np.pi*rng.choice([50, 60])/SAMPLE_RATE) + 6*rng.random())
     rms = lambda x: np.sqrt(np.mean(x**2)) + 1e-9
     y = speech/rms(speech) + noise/rms(noise)*10**(place.noise_db/20) + 1.41*hum*10**(place.hum_db/20)
@@ -329,10 +331,21 @@ def recorded(
 # %% ../../nbs/20_forge.voice.ipynb #5d7a6e97
 @dataclass
 class Speech:
-    "An utterance, and what made it."
-    samples:np.ndarray  # (S,) float32 at 16 kHz, in [-1, 1]
+    "An utterance. Its sound is made when somebody asks for it, so that a film without sound does not pay for one."
     phonemes:list       # of (symbol, start_s, end_s)
-    mouth:np.ndarray    # (T, 3) float32 at 25 Hz, each 0..1: open, wide, round; S = T * SAMPLES_PER_FRAME
+    mouth:np.ndarray    # (T, 3) float32 at 25 Hz, each 0..1: open, wide, round
+    spoken:object       # a function that gives the sound as it leaves the lips, `EARLY_S` longer than the recording
+    place:Recording     # where it is recorded
+    seed:int            # decides echo and noise there
+    @cached_property
+    def dry(self)->np.ndarray: # (S',) float32, peak .3: before room and microphone
+        x = self.spoken()
+        return (.3/np.abs(x).max()*x).astype(np.float32)
+    @cached_property
+    def samples(self)->np.ndarray: # (S,) float32 at 16 kHz, in [-1, 1]; S = T * SAMPLES_PER_FRAME
+        return self.through(lambda dry: dry)
+    def through(self, clone)->np.ndarray: # (S,) float32: the same recording, had a clone spoken; from a sound to one of the same length
+        return recorded(clone(self.dry), self.place, stream(self.seed, "room"))[-len(self.mouth)*SAMPLES_PER_FRAME:]
 
 # %% ../../nbs/20_forge.voice.ipynb #be837205
 def check_voice(
@@ -351,19 +364,14 @@ def say(
     duration_s:float,              # seconds; a whole number of video frames
     rng:np.random.Generator,       # what is said, how, and where it is recorded
     voice:str="source_filter",     # "source_filter", or "espeak" where the extra `cad_nb[espeak]` is installed
-    clone=None,                    # a function from a sound to one of the same length, applied before room and microphone; None: genuine
 )->Speech:
     "A random utterance of one speaker: sound, phonemes and lips on one clock."
     check_voice(voice)
     n_frames, long_s = round(duration_s*FPS), round(duration_s*FPS)/FPS + EARLY_S
-    if voice == "source_filter":
-        phonemes = utterance(long_s, who.rate, rng)
-        dry = voiced_sound(phonemes, who, long_s, rng)
-    else: dry, phonemes = espeak(who, long_s, rng)
-    dry, place, moved = .3*dry/np.abs(dry).max(), recording(rng), lips(phonemes, who, long_s, rng)
-    samples = recorded(dry if clone is None else clone(dry), place, rng)
-    heard = [(s, max(a - EARLY_S, 0.), b - EARLY_S) for s,a,b in phonemes if b > EARLY_S]
-    return Speech(samples[-n_frames*SAMPLES_PER_FRAME:], heard, moved[-n_frames:])
+    dry, phonemes = espeak(who, long_s, rng) if voice == "espeak" else (None, utterance(long_s, who.rate, rng))
+    seed, heard = int(rng.integers(2**62)), [(s, max(a - EARLY_S, 0.), b - EARLY_S) for s,a,b in phonemes if b > EARLY_S]
+    spoken = lambda: voiced_sound(phonemes, who, long_s, stream(seed, "voice")) if dry is None else dry
+    return Speech(heard, lips(phonemes, who, long_s, rng)[-n_frames:], spoken, recording(rng), seed)
 
 # %% ../../nbs/20_forge.voice.ipynb #78ddeddb
 ESPEAK = {  # eSpeak's phoneme names begin with these letters -> our symbols; the longest match counts

@@ -1,8 +1,10 @@
 """How many clips a second does the forge make on one core, and how many if each step were done the plain way?
 
-    python benchmarks/forge.py [--size 128] [--frames 40] [--times 3]
+    python benchmarks/forge.py [--size 128] [--frames 40] [--times 3] [--people 12]
 
 The plain way: speech as a sum of sines, one by one, through filters that step through the sound piece by piece; pictures rendered and manipulated frame by frame.
+The kinds of clips are sums of their steps, each clip by itself. The whole corpus is a smaller copy of the default one in `params.yaml`, both layouts and all methods in proportion;
+there the clips of one person share what was spoken and filmed for another.
 """
 import argparse, tempfile, time
 from dataclasses import fields, replace
@@ -10,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.signal import lfilter
-from cad_nb.core import FPS, SAMPLE_RATE, stream
-from cad_nb.forge.corpus import SPARE, FaceForensicsParams, FakeAVCelebParams, ForgeParams, forge_clip, plan_fakeavceleb
+import yaml
+from cad_nb.core import FPS, SAMPLE_RATE, stream, typed
+from cad_nb.forge.corpus import SPARE, ForgeParams, forge_all, plan_faceforensics, plan_fakeavceleb
 from cad_nb.forge.face import identity, render, scene
 from cad_nb.forge.tamper import griffin_lim_clone, swap_face
 from cad_nb.forge.voice import GRID_S, controls, lips, melody, recorded, recording, say, speaker, utterance
@@ -49,42 +52,47 @@ def fastest(run, times:int)->float:
     return best
 
 
+def smaller(params:ForgeParams, people:int)->ForgeParams:
+    "The same corpora with fewer people, in proportion."
+    pairs = round(people*params.faceforensics.pairs/params.fakeavceleb.identities)
+    return replace(params, workers=1, fakeavceleb=replace(params.fakeavceleb, identities=people), faceforensics=replace(params.faceforensics, pairs=pairs))
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name,default in dict(size=128, frames=40, times=3).items(): ap.add_argument(f"--{name}", type=int, default=default)
+    for name,default in dict(size=128, frames=40, times=3, people=12).items(): ap.add_argument(f"--{name}", type=int, default=default)
     a = ap.parse_args()
     torch.set_num_threads(1)
     voice, T, long_s = speaker(stream(0)), a.frames, (a.frames + 2*SPARE)/FPS
     who, other, place = identity(stream(0, "a"), "men"), identity(stream(0, "b"), "men"), scene(stream(0, "s"), a.frames)
     clean, small = replace(place, noise=0.), a.size*3//8*2
     speech = say(voice, long_s, stream(0, "said"))
-    mouth, dry = speech.mouth[SPARE:SPARE+T], speech.samples
+    mouth, clone = speech.mouth[SPARE:SPARE+T], lambda dry: griffin_lim_clone(dry, stream(2), .25)
     take, donor = render(who, place, mouth, a.size), render(other, clean, mouth, small)
     one = [at_frame(place, t, T) for t in range(T)]
     tasks = {
-        "speech": (lambda: say(voice, long_s, stream(0, "said")), lambda: plain_speech(voice, long_s, stream(0, "said"))),
+        "speech": (lambda: say(voice, long_s, stream(0, "said")).samples, lambda: plain_speech(voice, long_s, stream(0, "said"))),
         "picture": (lambda: render(who, place, mouth, a.size), lambda: [render(who, one[t], mouth[t:t+1], a.size) for t in range(T)]),
         "donor": (lambda: render(other, clean, mouth, small), lambda: [render(other, replace(one[t], noise=0.), mouth[t:t+1], a.size) for t in range(T)]),
         "face swap": (lambda: swap_face(take.frames, take.points, donor.frames, donor.points, .3, stream(1)),
                       lambda: [swap_face(take.frames[t:t+1], take.points[t:t+1], donor.frames[t:t+1], donor.points[t:t+1], .3, stream(1)) for t in range(T)]),
-        "voice clone": (lambda: griffin_lim_clone(dry, stream(2), .25), None),
+        "voice clone": (lambda: speech.through(clone), None),
     }
     with tempfile.TemporaryDirectory() as d:
-        tasks["encoding"] = (lambda: write_clip(f"{d}/a.mp4", take.frames, dry[:T*640]), None)
+        tasks["encoding"] = (lambda: write_clip(f"{d}/a.mp4", take.frames, speech.samples[:T*640]), None)
         print(f"{T} frames of {a.size} x {a.size} px and their sound, one core, ms of processor time (fastest of {a.times})\n\n{'step':14}{'here':>9}{'plain':>9}{'ratio':>8}")
         ours, plain = {}, {}
         for name,(fast,slow) in tasks.items():
             ours[name] = 1000*fastest(fast, a.times); plain[name] = 1000*fastest(slow, 1) if slow else ours[name]
             print(f"{name:14}{ours[name]:9.1f}{plain[name]:9.1f}{plain[name]/ours[name]:8.1f}")
-        kinds = {"real clip": ("speech", "picture", "encoding"), "face swap": ("speech", "picture", "donor", "face swap", "encoding"), "cloned voice": ("speech", "speech", "voice clone", "picture", "encoding")}
+        kinds = {"real clip": ("speech", "picture", "encoding"), "face swap": ("speech", "picture", "donor", "face swap", "encoding"), "cloned voice": ("speech", "voice clone", "picture", "encoding")}
         print(f"\n{'clips a second':14}{'here':>9}{'plain':>9}{'ratio':>8}")
         for name,steps in kinds.items():
             x, y = 1000/sum(ours[s] for s in steps), 1000/sum(plain[s] for s in steps)
             print(f"{name:14}{x:9.1f}{y:9.1f}{x/y:8.1f}")
-        params = ForgeParams(size=a.size, frames=T, crf=[20, 26, 32], picture=[0., .6], sound=[0., .5], partial=.2, voice="source_filter", workers=1, fakeavceleb=FakeAVCelebParams(2, 5, 1), faceforensics=FaceForensicsParams(0))
-        jobs = plan_fakeavceleb(params, 0)
-        forge_clip(jobs[0], Path(d))
-        print(f"{'whole corpus':14}{len(jobs)/fastest(lambda: [forge_clip(j, Path(d)) for j in jobs], 1):9.1f}   ({len(jobs)} clips, a third of them real)")
+        params = smaller(replace(typed(yaml.safe_load((Path(__file__).parent.parent/"params.yaml").read_text())["forge"], ForgeParams, "forge"), size=a.size, frames=a.frames), a.people)
+        jobs = [(job, Path(d)/job.person.corpus) for job in plan_fakeavceleb(params, 0) + plan_faceforensics(params, 0)[0]]
+        print(f"{'whole corpus':14}{len(jobs)/fastest(lambda: forge_all(jobs, 1), 1):9.1f}   ({len(jobs)} clips, {np.mean([job.method == 'real' for job,_ in jobs]):.0%} of them real)")
 
 
 if __name__ == "__main__": main()

@@ -34,6 +34,9 @@ def job(plan, method, category=None, **params):
     return replace(j, params=replace(j.params, **params))
 
 
+def speech(person, take, j): return C.spoken(person, take, j.seed, j.params.frames, j.params.voice)
+
+
 def genuine(j): return replace(j, path="genuine.mp4", method="real", recipe=FAKEAVCELEB["A", "real"], face_of=None, voice_of=None)
 
 
@@ -84,6 +87,19 @@ def test_adapters_read_what_the_truth_says(forged):
 def test_two_processes_give_the_same_bytes(forged, tmp_path):
     forge_corpora(tmp_path, replace(SMALL, workers=2), 0)
     assert fingerprints(tmp_path) == fingerprints(forged)
+
+
+def test_what_a_process_remembers_changes_no_clip(plan):
+    "Takes are remembered; whatever was made of one, it stays as it was."
+    def forget(): C.spoken.cache_clear(); C.filmed.cache_clear()
+    def made(j): frames, samples, crf, truth = make_clip(j); return frames.copy(), samples.copy(), truth.to_json()
+    mine = [j for j in plan if j.person == plan[0].person]
+    forget(); together = [made(j) for j in mine + mine[:1]]
+    assert C.filmed.cache_info().misses == len({j.take for j in mine}) < len(mine)
+    for j,(frames, samples, truth) in zip(mine + mine[:1], together):
+        forget(); alone = made(j)
+        assert np.array_equal(frames, alone[0]) and np.array_equal(samples, alone[1]) and truth == alone[2]
+    with pytest.raises(ValueError, match="read-only"): make_clip(mine[0])[0][:] = 0
 
 
 def test_stopped_half_way_it_goes_on_and_nothing_shows(forged, tmp_path, monkeypatch):
@@ -186,7 +202,7 @@ def test_shifted_sound_is_the_clips_own_moved_by_what_the_truth_says(plan):
     for k in range(6):
         j = replace(job(plan, "timeshift", frames=25), path=f"{k}.mp4")
         _, sound, _, truth = make_clip(j)
-        n, own = truth.offset_frames, C.spoken(j.person, j.take, j).samples
+        n, own = truth.offset_frames, speech(j.person, j.take, j).samples
         start = (C.SPARE - n)*640
         assert np.array_equal(sound[640:], own[start + 640:start + 25*640]) and 1 <= abs(n) <= 12 and truth.sync and not truth.audio
         seen.append(n)
@@ -197,7 +213,7 @@ def test_dubbed_sound_is_another_persons_and_driven_lips_follow_it(plan):
     for method in ("dubbing", "wav2lip"):
         j = job(plan, method, None if method == "dubbing" else "C", frames=25)
         _, sound, _, truth = make_clip(j)
-        other = C.middle(C.spoken(j.voice_of, j.voice_take, j).samples, 640)
+        other = C.middle(speech(j.voice_of, j.voice_take, j).samples, 640)
         assert np.corrcoef(sound[800:], other[800:])[0,1] > .999 and j.voice_of.name == truth.detail["voice_target"] != j.person.name
         assert truth.sync == (method == "dubbing") and truth.video == (method == "wav2lip") and not truth.audio
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from cad_nb.core import FPS, stream
-from cad_nb.forge.face import LOOKS, STYLES, blinks, identity, render, scene
-from cad_nb.forge.tamper import changed, donor_size, lose_texture, other_moments, own_face, redrive_mouth, settings, similarity, swap_face
+from cad_nb.forge.face import LOOKS, STYLES, blinks, canvas, expose, grain, hills, identity, render, scene, stretching, twins
+from cad_nb.forge.tamper import changed, donor_size, lose_texture, other_moments, own_face, redrive_mouth, settings, similarity, softening, swap_face
 
 METHODS = ("faceswap", "fsgan", "Deepfakes", "wav2lip", "NeuralTextures")
 
@@ -155,3 +155,46 @@ def test_works_on_footage_of_any_size():
 def test_other_moments_run_on_without_a_cut():
     i = other_moments(40, stream(0))
     assert len(i) == 40 and set(np.abs(np.diff(i))) <= {1} and np.mean(i == np.arange(40)) < .2
+
+
+def test_matrices_resample_as_torch_does():
+    picture = torch.from_numpy(stream(0).standard_normal((2, 3, 43, 30), dtype=np.float32))
+    for mode, corners in (("bicubic", False), ("bilinear", False), ("bilinear", True), ("area", None)):
+        size = (21, 15) if mode == "area" else (128, 96)
+        down, across = (stretching(n, k, mode, bool(corners)) for n,k in zip(size, picture.shape[2:]))
+        torch.testing.assert_close(down @ picture @ across.T, torch.nn.functional.interpolate(picture, size, mode=mode, align_corners=corners), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("n, cells", [(96, 12), (160, (7, 110)), (120, (16, 140)), (160, (130, 60))])
+def test_grain_is_the_same_texture_at_every_size(n, cells):
+    fine, coarse = grain(stream(0), 2*n, cells), grain(stream(0), n, cells)
+    assert fine.shape == (2*n, 2*n) and .2 < coarse.std() < 1.1
+    assert np.corrcoef(fine.view(n, 2, n, 2).mean((1, 3)).flatten(), coarse.flatten())[0,1] > .8
+
+
+def test_hills_add_up():
+    (x, y, _), at = canvas(64), lambda cx, cy, sx, sy: torch.exp(-.5*((x - cx)/sx)**2 - .5*((y - cy)/sy)**2)
+    torch.testing.assert_close(hills(x, y, (.4, .1, .6, .2, .3), *twins(-.2, .5, 0., .1, .1)), .4*at(.1, .6, .2, .3) - .2*(at(.5, 0, .1, .1) + at(-.5, 0, .1, .1)), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("sigma", [0., .4, 1., 1.6])
+def test_softening_keeps_the_mean_and_spreads_a_dot(sigma):
+    blur = softening(31, sigma)
+    torch.testing.assert_close(blur.sum(1), torch.ones(31)); torch.testing.assert_close(blur @ torch.full((31,), 7.), torch.full((31,), 7.))
+    spread = ((torch.arange(31.) - 15)**2*blur[15]).sum().sqrt()
+    assert abs(float(spread) - sigma) < .16 + .25*sigma
+    torch.testing.assert_close(blur, blur.flip(0, 1))
+
+
+def test_a_camera_without_noise_adds_none():
+    light = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))*1.2
+    want = (light.clamp(0, 1).sqrt()*255 + .5).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(expose(light.clone(), 0., stream(0)), want) and want.max() == 255
+    assert np.abs(expose(light.clone(), 4., stream(0)).astype(int) - want).mean() > 1
+
+
+@pytest.mark.parametrize("size", [(32, 48), (37, 51)])
+def test_one_changed_value_marks_its_cell(size):
+    before = np.zeros((2, *size, 3), np.uint8); after = before.copy(); after[1,6,9,2] = 1; after[0,31,31,0] = 255
+    mask = changed(before, after)
+    assert mask.shape == (2, size[0]//4, size[1]//4) and [tuple(i) for i in np.argwhere(mask)] == [(0, 7, 7), (1, 1, 2)]

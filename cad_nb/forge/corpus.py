@@ -6,14 +6,16 @@
 __all__ = ['FAKEAVCELEB', 'FACEFORENSICS', 'TONES', 'LOOKS', 'SPARE', 'CATEGORIES', 'FACEFORENSICS_CRF', 'PARTS', 'STAMP',
            'FakeAVCelebParams', 'FaceForensicsParams', 'ForgeParams', 'check_forge', 'Recipe', 'Person', 'Job',
            'people', 'another', 'clip_name', 'plan_fakeavceleb', 'meta_data', 'plan_faceforensics', 'spoken', 'middle',
-           'draw_span', 'shown', 'heard', 'hushed', 'make_clip', 'part_of', 'forge_clip', 'read_truths', 'gather',
-           'stamp', 'prepare_folder', 'missing', 'one_thread', 'single_threaded', 'cores', 'forge_all', 'forge_corpora']
+           'draw_span', 'face', 'filmed', 'shown', 'heard', 'hushed', 'make_clip', 'part_of', 'forge_clip',
+           'read_truths', 'gather', 'stamp', 'prepare_folder', 'missing', 'one_thread', 'single_threaded', 'cores',
+           'forge_some', 'forge_all', 'forge_corpora']
 
 # %% ../../nbs/23_forge.corpus.ipynb #21ae91e0
 import csv, json, os, shutil
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 import numpy as np
@@ -21,7 +23,7 @@ import torch
 from tqdm import tqdm
 import cad_nb
 from ..core import FPS, ParamsError, SAMPLES_PER_FRAME, SAMPLE_RATE, hash_of, stream, write_whole
-from .face import identity, render, scene
+from .face import Identity, identity, render, scene
 from .tamper import Truth, dub, griffin_lim_clone, lpc_clone, redrive_mouth, shift, splice, swap_face
 from .voice import check_voice, say, speaker
 from ..media.encode import write_clip
@@ -221,22 +223,24 @@ def plan_faceforensics(
     pairs = [[mixed[2*i], mixed[2*i + 1]] for i in range(n)]
     kinds = people(corpus, [str(i) for i in range(n)])                                  # both of a pair are of one kind, so that the swap is plausible
     who = {name: replace(kinds[i], name=name) for i,pair in enumerate(pairs) for name in pair}
-    job = lambda path, method, target, source: Job(path, method, FACEFORENSICS[method], who[target], 0, source and who[source], source and who[source], 0, params, seed)
+    job = lambda path, method, target, source: Job(path, method, r := FACEFORENSICS[method], who[target], 0, source and who[source], who[source] if r.drive else None, 0, params, seed)
     jobs = [job(f"original_sequences/youtube/c23/videos/{name}.mp4", "real", name, None) for name in sorted(who)]
     jobs += [job(f"manipulated_sequences/{method}/c23/videos/{a}_{b}.mp4", method, a, b) for method in list(FACEFORENSICS)[1:] for pair in pairs for a,b in (pair, pair[::-1])]
     few = min(max(1, round(.14*n)), n//3)
     return jobs, dict(train=pairs[2*few:], val=pairs[:few], test=pairs[few:2*few])
 
 # %% ../../nbs/23_forge.corpus.ipynb #09e1954a
+@lru_cache(maxsize=8)
 def spoken(
     person:Person,
     take:int,
-    job:Job,
-    clone=None,  # a vocoder, see `say`
-):               # Speech, SPARE frames longer than the clip at each end
+    seed:int,
+    n_frames:int,   # T of a clip
+    voice:str,      # source_filter or espeak
+):                  # Speech, SPARE frames longer than the clip at each end; not to be written to
     "What a person says in a take; the same speech whoever asks."
-    voice = speaker(stream(job.seed, person.corpus, person.name, "voice"), person.gender)
-    return say(voice, (job.params.frames + 2*SPARE)/FPS, stream(job.seed, person.corpus, person.name, "speech", take), job.params.voice, clone)
+    who = speaker(stream(seed, person.corpus, person.name, "voice"), person.gender)
+    return say(who, (n_frames + 2*SPARE)/FPS, stream(seed, person.corpus, person.name, "speech", take), voice)
 
 # %% ../../nbs/23_forge.corpus.ipynb #fcf9c929
 def middle(
@@ -257,28 +261,49 @@ def draw_span(
     return (start, start + n) if rng.random() < job.params.partial and alone else (0, T)
 
 # %% ../../nbs/23_forge.corpus.ipynb #b4d464c2
+def face(
+    person:Person,
+    seed:int,
+)->Identity:
+    "What a person looks like."
+    return identity(stream(seed, person.corpus, person.name, "face"), person.gender, TONES[person.race])
+
+# %% ../../nbs/23_forge.corpus.ipynb #64fc2064
+@lru_cache(maxsize=8)
+def filmed(
+    person:Person,
+    take:int,
+    seed:int,
+    n_frames:int,   # T
+    voice:str,      # source_filter or espeak
+    size:int,       # side of the frames in pixels
+)->tuple:           # Scene, (T, size, size, 3) uint8 frames, (T, 5, 2) points; not to be written to
+    "The genuine picture of a take; the same whoever asks."
+    places = stream(seed, person.corpus, person.name, "scene", take)
+    place = scene(places, n_frames, str(places.choice(LOOKS[person.corpus])))
+    film = render(face(person, seed), place, middle(spoken(person, take, seed, n_frames, voice).mouth, 1), size)
+    film.frames.flags.writeable = False
+    return place, film.frames, film.points
+
+# %% ../../nbs/23_forge.corpus.ipynb #ee29e3c1
 def shown(
     job:Job,
-    mouth:np.ndarray,         # (T, 3) of the take
-    driving:np.ndarray,       # (T, 3) of the speech that drives a new mouth
+    driving:np.ndarray,       # (T, 3) mouth of the donor
     span:tuple,               # frames
     rng:np.random.Generator,
 )->tuple:                     # (T, H, W, 3) uint8 frames, (T, H//4, W//4) uint8 mask or None, dict
     "The picture of a clip. What a generator adds is rendered without the camera's noise and at three quarters of the size, as generators do."
-    who = lambda p: identity(stream(job.seed, p.corpus, p.name, "face"), p.gender, TONES[p.race])
-    recipe, p, size = job.recipe, job.person, job.params.size
-    places = stream(job.seed, p.corpus, p.name, "scene", job.take)
-    place = scene(places, job.params.frames, str(places.choice(LOOKS[p.corpus])))
-    take = render(who(p), place, mouth, size)
-    if not recipe.video: return take.frames, None, {}
-    strength, clean = rng.uniform(*job.params.picture), replace(place, noise=0.)
-    donor = render(who(job.face_of if recipe.swap else p), clean, driving if recipe.drive else mouth, size*3//8*2)
-    frames, mask, detail = take.frames, None, {}
+    recipe, p = job.recipe, job.params
+    place, real, points = filmed(job.person, job.take, job.seed, p.frames, p.voice, p.size)
+    if not recipe.video: return real, None, {}
+    strength = rng.uniform(*p.picture)
+    donor = render(face(job.face_of if recipe.swap else job.person, job.seed), replace(place, noise=0.), driving, p.size*3//8*2)
+    frames, mask, detail = real, None, {}
     for how,method in ((swap_face, recipe.swap), (redrive_mouth, recipe.drive)):
         if method is None: continue
-        frames, more, said = how(frames, take.points, donor.frames, donor.points, strength, rng, method)
+        frames, more, said = how(frames, points, donor.frames, donor.points, strength, rng, method)
         mask, detail[method] = more if mask is None else mask | more, said
-    frames[:span[0]], frames[span[1]:], mask[:span[0]], mask[span[1]:] = take.frames[:span[0]], take.frames[span[1]:], 0, 0
+    frames[:span[0]], frames[span[1]:], mask[:span[0]], mask[span[1]:] = real[:span[0]], real[span[1]:], 0, 0
     return frames, mask, dict(picture=detail)
 
 # %% ../../nbs/23_forge.corpus.ipynb #5be8b272
@@ -290,17 +315,19 @@ def heard(
     rng:np.random.Generator,
 )->tuple:                     # (S,) float32 samples or None, frames by which they lag, dict
     "The sound of a clip."
-    sound, samples = job.recipe.sound, middle(own.samples, SAMPLES_PER_FRAME)
-    if sound == "none": return None, 0, {}
-    if sound in ("foreign", "foreign_clone", "dubbed"): return dub(samples, middle(other.samples, SAMPLES_PER_FRAME)), 0, {}
+    if (sound := job.recipe.sound) == "none": return None, 0, {}
+    samples = middle(own.samples, SAMPLES_PER_FRAME)
+    if sound == "own": return samples.copy(), 0, {}
+    if sound in ("foreign", "dubbed"): return dub(samples, middle(other.samples, SAMPLES_PER_FRAME)), 0, {}
     if sound == "shifted":
         far = np.arange(1, SPARE + 1)
         n = int(rng.choice(far, p=(w := np.where(far < 5, 1, 1.5))/w.sum())*rng.choice([-1, 1]))   # three in four by 5 frames or more
         return shift(own.samples, len(samples), n), n, {}
-    if sound == "own": return samples, 0, {}
-    strength, vocoder = rng.uniform(*job.params.sound), dict(clone=griffin_lim_clone, lpc=lpc_clone)[sound]
-    fake = spoken(job.person, job.take, job, lambda dry: vocoder(dry, rng, strength)).samples
-    return splice(samples, middle(fake, SAMPLES_PER_FRAME), (span[0]/FPS if span[0] else -1, span[1]/FPS if span[1] < job.params.frames else 1e9)), 0, dict(sound=round(strength, 4))
+    strength, vocoder = rng.uniform(*job.params.sound), lpc_clone if sound == "lpc" else griffin_lim_clone
+    fake = middle((other or own).through(lambda dry: vocoder(dry, rng, strength)), SAMPLES_PER_FRAME)
+    if sound == "foreign_clone": fake = dub(samples, fake)
+    else: fake = splice(samples, fake, (span[0]/FPS if span[0] else -1, span[1]/FPS if span[1] < job.params.frames else 1e9))
+    return fake, 0, dict(sound=round(strength, 4))
 
 # %% ../../nbs/23_forge.corpus.ipynb #48d63547
 def hushed(
@@ -318,18 +345,14 @@ def make_clip(
     "Frames, sound and truth of one clip; depends on the job alone."
     rng, r = stream(job.seed, job.person.corpus, job.path), job.recipe
     crf = FACEFORENSICS_CRF if r.sound == "none" else int(stream(job.seed, job.person.corpus, job.path, "crf").choice(job.params.crf))
-    own, other, said = spoken(job.person, job.take, job), None, {}
-    if job.voice_of:
-        strength = rng.uniform(*job.params.sound)
-        clone = (lambda dry: griffin_lim_clone(dry, rng, strength)) if r.sound == "foreign_clone" else None
-        other, said = spoken(job.voice_of, job.voice_take, job, clone), dict(sound=round(strength, 4)) if clone else {}
+    own, other = (p and spoken(p, take, job.seed, job.params.frames, job.params.voice) for p,take in ((job.person, job.take), (job.voice_of, job.voice_take)))
     span = draw_span(job, rng)
-    frames, mask, seen = shown(job, middle(own.mouth, 1), middle((other or own).mouth, 1), span, rng)
+    frames, mask, seen = shown(job, middle((other if r.drive else own).mouth, 1), span, rng)
     samples, lag, more = heard(job, own, other, span, rng)
     fake = r.video or r.audio or r.sync
     if fake and samples is not None: samples = hushed(samples, rng)
     name = lambda p: None if p is None else p.name
-    detail = dict(identity_source=job.person.name, identity_target=name(job.face_of), voice_target=name(job.voice_of) if r.sound != "none" else None, take=job.take, crf=crf, **said, **more, **seen)
+    detail = dict(identity_source=job.person.name, identity_target=name(job.face_of), voice_target=name(job.voice_of) if r.sound != "none" else None, take=job.take, crf=crf, **more, **seen)
     return frames, samples, crf, Truth(r.video, r.audio, r.sync, job.method, mask, (span[0]/FPS, span[1]/FPS) if fake else None, lag, detail)
 
 # %% ../../nbs/23_forge.corpus.ipynb #72f941e0
@@ -438,21 +461,30 @@ def cores()->int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 # %% ../../nbs/23_forge.corpus.ipynb #db72c911
+def forge_some(
+    todo:list,     # of (Job, corpus's folder)
+)->int:            # how many
+    "Make clips one after the other."
+    for job,root in todo: forge_clip(job, root)
+    return len(todo)
+
+# %% ../../nbs/23_forge.corpus.ipynb #10542a7b
 def forge_all(
     todo:list,     # of (Job, corpus's folder)
     workers:int,   # processes; 1: this one; 0: one for each core
 )->None:
     "Make clips, with a progress bar. The first error stops the rest."
     if not todo: return
-    workers = min(workers or cores(), len(todo))
-    bar = lambda it: tqdm(it, total=len(todo), desc="forge", unit="clip", mininterval=2)
-    with single_threaded():
+    together = {}                                                                # the clips of each person, which share takes
+    for job,root in todo: together.setdefault(job.person, []).append((job, root))
+    workers = min(workers or cores(), len(together))
+    with single_threaded(), tqdm(total=len(todo), desc="forge", unit="clip", mininterval=2) as bar:
         if workers <= 1:
-            for job,root in bar(todo): forge_clip(job, root)
+            for clips in together.values(): bar.update(forge_some(clips))
             return
         with ProcessPoolExecutor(workers, get_context("spawn"), one_thread) as pool:
             try:
-                for _ in bar(pool.map(forge_clip, *zip(*todo), chunksize=4)): pass
+                for n in pool.map(forge_some, together.values()): bar.update(n)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise

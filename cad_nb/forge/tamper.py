@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BANDS_HZ', 'TEMPLATE', 'HULL', 'SHAPES', 'Truth', 'spectra', 'sound', 'matched', 'cloned', 'mel_bands', 'griffin_lim',
            'griffin_lim_clone', 'predictor', 'pitch_track', 'lpc_clone', 'envelope', 'phase_vocoder_clone', 'dub',
-           'shift', 'splice', 'similarity', 'moved', 'radius', 'around', 'Blend', 'place', 'soften', 'noise_level',
+           'shift', 'splice', 'similarity', 'moved', 'radius', 'around', 'Blend', 'place', 'softening', 'noise_level',
            'fit_colours', 'blend_in', 'changed', 'settings', 'swap_face', 'redrive_mouth', 'lose_texture', 'donor_size',
            'own_face', 'other_moments']
 
@@ -20,11 +20,11 @@ from scipy.ndimage import gaussian_filter1d, median_filter
 from scipy.signal import resample
 from torchaudio.functional import melscale_fbanks
 from ..core import SAMPLES_PER_FRAME, SAMPLE_RATE
-from .voice import FREQS, HOP, block_times, filtered, pulses
+from .voice import FREQS, HOP, block_times, filtered, inverse, pulses
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
-from .face import step
+from .face import step, stretching
 
 # %% ../../nbs/22_forge.tamper.ipynb #430a0741
 @dataclass
@@ -91,7 +91,7 @@ def matched(
     F, R = fft.rfft((fake - fake.mean())*level, n), fft.rfft(real - real.mean(), n)
     power = lambda X: np.add.reduceat(np.abs(X)**2, edges) + 1e-9
     db = np.clip(10*np.log10(power(R)/power(F)), -reach_db, reach_db)
-    gain = 10**(np.interp(f, (BANDS_HZ[1:] + BANDS_HZ[:-1])/2, db)/20)
+    gain = 10**(np.interp(f, (BANDS_HZ[1:] + BANDS_HZ[:-1])/2, db).astype(np.float32)/20)
     y = fft.irfft(F*gain, n)[:len(fake)]
     y = (y - y.mean())*(real.std()/max(y.std(), 1e-9)) + real.mean()
     return y.clip(-1, 1).astype(np.float32)
@@ -129,7 +129,7 @@ def griffin_lim(
     for _ in range(n_iter):
         now = spectra(sound(magnitude*phase, hop, size), 2*(magnitude.shape[1] - 1), hop)
         ahead = now - .497*last
-        phase, last = ahead/(np.abs(ahead) + 1e-9), now
+        phase, last = ahead*(1/(np.abs(ahead) + 1e-9)), now
     return sound(magnitude*phase, hop, size)
 
 # %% ../../nbs/22_forge.tamper.ipynb #108dbcae
@@ -144,7 +144,8 @@ def griffin_lim_clone(
         X = spectra(x, 800, 200); size = np.abs(X) + 1e-7                                     # (F, 401)
         mel = gaussian_filter1d(size @ to, .1 + .5*strength, axis=0) @ back                   # the pseudo-inverse may dip below 0
         known, wrong = .9*(1 - strength), (.8 + 2.2*strength)*rng.standard_normal(X.shape, dtype=np.float32)
-        return griffin_lim(size**known*mel.clip(1e-7)**(1 - known), X/size*np.exp(1j*wrong), 200, len(x), round(8 + 8*strength))
+        phase = X*(1/size); phase *= np.cos(wrong) + 1j*np.sin(wrong)
+        return griffin_lim(size**known*mel.clip(1e-7)**(1 - known), phase, 200, len(x), round(8 + 8*strength))
     return cloned(samples, vocode)
 
 # %% ../../nbs/22_forge.tamper.ipynb #7071149e
@@ -153,7 +154,7 @@ def predictor(
     order:int,          # how many earlier samples each is predicted from
 )->tuple:               # ((F, order+1) coefficients of the inverse filter, first is 1; (F,) strength of what is left)
     "Linear prediction of all pieces at once, by the recursion of Levinson and Durbin."
-    r = fft.irfft(np.abs(fft.rfft(blocks, 2*blocks.shape[1]))**2)[:, :order + 1]
+    r = fft.irfft(np.abs(fft.rfft(blocks, 2*blocks.shape[1]))**2)[:, :order + 1].astype(float)
     r = r*np.exp(-.5*(2*np.pi*30*np.arange(order + 1)/SAMPLE_RATE)**2)   # 30 Hz broader peaks: stable for pure tones
     error = r[:,0]*1.0001 + 1e-9
     a = np.zeros((len(r), order + 1)); a[:,0] = 1
@@ -172,7 +173,7 @@ def pitch_track(
     "Pitch from the autocorrelation of the lower spectrum, smoothed; nothing learnt."
     n = len(block_times(len(x)))
     wide = np.pad(x, (320 + HOP, 320 + 3*HOP))
-    blocks = sliding_window_view(wide, 640)[::HOP][:n]*np.hanning(640)
+    blocks = sliding_window_view(wide, 640)[::HOP][:n]*np.hanning(640).astype(np.float32)
     power = np.abs(fft.rfft(blocks, 2048))*(fft.rfftfreq(2048, 1/SAMPLE_RATE) < 1500)
     r = fft.irfft(power)[:, :SAMPLE_RATE//int(lowest_hz) + 2]
     r = r/(r[:,:1] + 1e-9)
@@ -199,18 +200,18 @@ def lpc_clone(
     def vocode(x):
         at, n = block_times(len(x)), len(x)
         flat = np.append(x[0], x[1:] - .95*x[:-1])                                         # brighter: the high end counts too
-        blocks = sliding_window_view(np.pad(flat, (400 + HOP, 400 + 3*HOP)), 800)[::HOP][:len(at)]*np.hanning(800)
+        blocks = sliding_window_view(np.pad(flat, (400 + HOP, 400 + 3*HOP)), 800)[::HOP][:len(at)]*np.hanning(800).astype(np.float32)
         a, left = predictor(blocks, order)
         delays = lambda k: np.exp(-2j*np.pi*np.outer(np.arange(order + 1), FREQS/k)/SAMPLE_RATE).astype(np.complex64)
-        inverse, left = a.astype(np.complex64) @ delays(1.), left[:,None].astype(np.float32)           # (F, 385), (F, 1)
-        tract = 1/(a.astype(np.complex64) @ delays(formant))
+        whiten, left = a.astype(np.complex64) @ delays(1.), left[:,None].astype(np.float32)            # (F, 385), (F, 1)
+        tract = inverse(a.astype(np.complex64) @ delays(formant))
         hz, voiced = pitch_track(x)
         train, _ = pulses(np.interp(np.arange(n)/SAMPLE_RATE, at, hz*pitch))
         share = .6*voiced[:,None].astype(np.float32)/(1 + (FREQS/(1500 - 500*strength))**2)
         new = 1/(1 + np.exp(-(FREQS - keep_hz)/150)) if keep_hz else np.ones_like(FREQS)    # where the source is replaced
         noise = rng.standard_normal(n, dtype=np.float32)
         bright = 1/(1 - .95*np.exp(-2j*np.pi*FREQS/SAMPLE_RATE)).astype(np.complex64)*left*tract
-        return filtered((x, tract*inverse*(1 - new)), (train, bright*new*np.sqrt(share)), (noise, bright*new*np.sqrt(1 - share)))
+        return filtered((x, tract*whiten*(1 - new)), (train, bright*new*np.sqrt(share)), (noise, bright*new*np.sqrt(1 - share)))
     return cloned(samples, vocode)
 
 # %% ../../nbs/22_forge.tamper.ipynb #e16cfd08
@@ -382,20 +383,16 @@ def place(
     return grid_sample(pixels, u.permute(0, 2, 3, 1), align_corners=False, padding_mode="border")
 
 # %% ../../nbs/22_forge.tamper.ipynb #2269f543
-def soften(
-    x:Tensor,      # (T, C, h, w)
-    sigma:float,   # pixels
-)->Tensor:         # (T, C, h, w)
-    "A small Gaussian blur, of three or five taps."
-    if sigma < .05: return x
-    r = 1 if sigma < .7 else 2
-    k = np.exp(-.5*(np.arange(-r, r + 1)/sigma)**2); k = (k/k.sum()).tolist()
-    for dim in (2, 3):
-        n = x.shape[dim]; p = torch.cat([x.narrow(dim, 0, 1)]*r + [x] + [x.narrow(dim, n - 1, 1)]*r, dim)
-        y = p.narrow(dim, 0, n)*k[0]
-        for i in range(1, 2*r + 1): y.add_(p.narrow(dim, i, n), alpha=k[i])
-        x = y
-    return x
+def softening(
+    n:int,         # entries
+    sigma:float,   # entries
+)->Tensor:         # (n, n)
+    "The matrix of a small Gaussian blur along a row of numbers, of three or five taps; the ends are repeated."
+    if sigma < .05: return torch.eye(n)
+    r = 1 if sigma < .7 else 2; taps = np.arange(-r, r + 1); k = np.exp(-.5*(taps/sigma)**2)
+    blur = np.zeros((n, n), np.float32); i = np.arange(n)
+    for j,share in zip(taps, k/k.sum()): np.add.at(blur, (i, (i + j).clip(0, n - 1)), share)
+    return torch.tensor(blur)
 
 # %% ../../nbs/22_forge.tamper.ipynb #0cf09d9e
 def noise_level(
@@ -438,7 +435,8 @@ def blend_in(
     off = unit*(rng.normal(0, how.misplace, (1, 1, 2)) + rng.normal(0, how.jitter, (T, 1, 2)))
     target = torch.from_numpy(frames[:,y0:y1,x0:x1].transpose(0, 3, 1, 2).astype(np.float32))
     new = place(donor, similarity(points + off, donor_points), box, min(1., how.resolution))
-    new = soften(interpolate(new, target.shape[2:], mode="bilinear", align_corners=False), how.blur*unit/40)
+    down, across = (softening(n, how.blur*unit/40) @ stretching(n, k, "bilinear") for n,k in zip(target.shape[2:], new.shape[2:]))
+    new = down @ new @ across.T                                                             # to full size, and softened
     r = radius(how.shape, moved(similarity(points + .5*off, TEMPLATE[None]), box))          # (T, h, w)
     r = r*torch.tensor((1 + how.jitter*rng.normal(0, 1, T))/how.grow, dtype=torch.float32)[:,None,None]
     m = step(r, 1., 1. - how.soft).mul_(how.opacity).unsqueeze(1)                           # (T, 1, h, w)
@@ -457,8 +455,9 @@ def changed(
 )->np.ndarray:          # (T, H//4, W//4) uint8, 1 where any pixel of the 4 x 4 differs
     "Ground truth: which parts of the picture a manipulation touched."
     T, H, W, _ = before.shape; h, w = H//4, W//4
-    differs = (before != after).any(-1)[:,:4*h,:4*w]
-    return differs.reshape(T, h, 4, w, 4).any((2, 4)).astype(np.uint8)
+    rows = (before != after)[:,:4*h,:4*w].reshape(T, h, 4, 12*w).any(2)                     # (T, h, 12 w): four rows at a time
+    a, b, c = np.moveaxis(rows.view(np.uint32).reshape(T, h, w, 3), -1, 0)                  # four of its twelve values read as one number
+    return ((a | b | c) != 0).astype(np.uint8)
 
 # %% ../../nbs/22_forge.tamper.ipynb #1d9275db
 def settings(

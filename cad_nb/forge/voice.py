@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['PHONEMES', 'VOWELS', 'PLOSIVES', 'CLOSURES', 'GRID_S', 'HOP', 'BLOCK', 'N_FFT', 'FREQS', 'WINDOW', 'EARLY_S',
            'ESPEAK', 'Phoneme', 'Speaker', 'speaker', 'utterance', 'smooth', 'lips', 'pulses', 'melody', 'block_times',
-           'filtered', 'tract_response', 'glottal_response', 'controls', 'voiced_sound', 'Recording', 'recording',
-           'recorded', 'Speech', 'check_voice', 'say', 'espeak_symbol', 'espeak_child', 'espeak']
+           'filtered', 'inverse', 'tract_response', 'glottal_response', 'controls', 'voiced_sound', 'Recording',
+           'recording', 'recorded', 'Speech', 'check_voice', 'say', 'espeak_symbol', 'espeak_child', 'espeak']
 
 # %% ../../nbs/20_forge.voice.ipynb #ad40f7a9
 import inspect, json, subprocess, sys, textwrap
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy import fft
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import resample_poly
-from ..core import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from ..core import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, stream
 
 # %% ../../nbs/20_forge.voice.ipynb #c58ba1a5
 @dataclass(frozen=True)
@@ -142,15 +143,13 @@ def lips(
 def pulses(
     f0_hz:np.ndarray,      # (S,) pitch at each sample
     top_hz:float=7600.,    # highest harmonic, below half the sample rate: nothing aliases
-)->tuple:                  # ((S,) float32 pulse train with about unit power, (S,) float64 phase)
+)->tuple:                  # ((S,) float32 pulse train with about unit power, (S,) float32 phase, -pi..pi)
     "What vocal folds give when they flap at a changing pitch: every harmonic, equally strong."
-    phase = 2*np.pi*np.cumsum(f0_hz)/SAMPLE_RATE
-    n = np.floor(top_hz/f0_hz)
-    half = np.remainder(phase, 2*np.pi)/2
-    below = np.sin(half)
-    near = np.abs(below) < 1e-4
-    train = np.where(near, 2*n + 1, np.sin((2*n + 1)*half)/np.where(near, 1, below)) - 1
-    return (train/np.sqrt(2*n)).astype(np.float32), phase
+    turns = np.cumsum(f0_hz)/SAMPLE_RATE                                   # exact to the end only in float64
+    half, n = (np.pi*(turns - np.rint(turns))).astype(np.float32), np.floor(top_hz/f0_hz).astype(np.float32)
+    near = np.abs(half) < 1e-4
+    train = np.where(near, 2*n + 1, np.sin((2*n + 1)*half)/np.where(near, 1, np.sin(half))) - 1
+    return train/np.sqrt(2*n), 2*half
 
 # %% ../../nbs/20_forge.voice.ipynb #9d1b093c
 def melody(
@@ -188,16 +187,24 @@ def filtered(
     "Sounds through filters that change with time: blocks, spectra, products, and overlap-add."
     size, front, total = len(pairs[0][0]), BLOCK//2 + HOP, 0
     n = len(block_times(size))
+    blocks = np.zeros((n, N_FFT), np.float32)
     for sound, response in pairs:
-        blocks = np.zeros((n, N_FFT), np.float32)
         np.multiply(sliding_window_view(np.pad(sound, (front, BLOCK + 3*HOP)), BLOCK)[::HOP][:n], WINDOW, out=blocks[:,:BLOCK])
-        total = total + fft.rfft(blocks, overwrite_x=True)*response                      # (F, 385)
+        spectrum = fft.rfft(blocks); spectrum *= response                                # (F, 385)
+        total += spectrum
     y = fft.irfft(total, overwrite_x=True)                                               # (F, N_FFT)
     out = np.zeros((n + N_FFT//HOP, HOP), np.float32)
     for k in range(N_FFT//HOP): out[k:k+n] += y[:, k*HOP:(k+1)*HOP]
     return out.ravel()[front : front + size]
 
 # %% ../../nbs/20_forge.voice.ipynb #2a025af4
+def inverse(
+    z:np.ndarray,   # complex64, nowhere 0
+)->np.ndarray:      # the same shape: 1/z
+    "One over complex numbers, six times as fast as numpy divides them."
+    return z.conj()*(1/(z.real**2 + z.imag**2))
+
+# %% ../../nbs/20_forge.voice.ipynb #c20f2671
 def tract_response(
     formants:np.ndarray,   # (F, 4) Hz
     nasal:np.ndarray,      # (F,) 0..1
@@ -205,16 +212,17 @@ def tract_response(
 )->np.ndarray:             # (F, 385) complex64: gain 1 at 0 Hz
     "The frequency response of a vocal tract: a chain of resonances, and the gap that an open nose tears into it."
     f = FREQS
-    centre = np.concatenate([formants, formants[:,3:]*1.28, formants[:,3:]*1.6], 1).astype(np.float32)[:,:,None]
-    width = damping*(50 + .02*centre + .000012*centre**2) + 60*nasal[:,None,None]
-    bottom = np.ones((len(formants), len(f)), np.complex64)
-    pole = np.empty_like(bottom)
-    for i in range(centre.shape[1]):
-        np.subtract(1, f**2/centre[:,i]**2, out=pole.real); np.multiply(f, width[:,i]/centre[:,i]**2, out=pole.imag)
-        bottom *= pole
+    centre = np.concatenate([formants, formants[:,3:]*1.28, formants[:,3:]*1.6], 1)                # (F, 6)
+    width = damping*(50 + .02*centre + .000012*centre**2) + 60*nasal[:,None]
+    chain = np.zeros((len(centre), 13)); chain[:,0] = 1                                            # in each block a polynomial of s = jf/1000
+    for c,w in zip(centre.T[:,:,None]/1000, width.T[:,:,None]/1000):                               # times 1 + s w/c**2 + s**2/c**2
+        one, two = chain[:,:-1]*(w/c**2), chain[:,:-2]/c**2
+        chain[:,1:] += one; chain[:,2:] += two
+    even = np.vander(-(f/1000.)**2, 7, increasing=True).T/(1 + (f/2800)**2)                        # (7, 385) real powers of s; the divisor stands for all resonances above these
+    bottom = np.empty((len(centre), len(f)), np.complex64)
+    bottom.real, bottom.imag = chain[:,::2] @ even, chain[:,1::2] @ (even[:6]*f/1000)
     gap = (1 - (f/850)**2 + 1j*f*120/850**2)/(1 - (f/1100)**2 + 1j*f*300/1100**2)
-    top = (1 + nasal[:,None]*(gap - 1))*(1 + (f/2800)**2)  # the last factor stands for all resonances above these
-    return np.divide(top, bottom, dtype=np.complex64, casting="same_kind")
+    return inverse(bottom)*(1 + nasal[:,None]*(gap - 1))
 
 # %% ../../nbs/20_forge.voice.ipynb #924fadc8
 def glottal_response(
@@ -257,8 +265,8 @@ def voiced_sound(
     size = round(duration_s*SAMPLE_RATE)
     t, s = np.arange(-.05, duration_s + .05, GRID_S), np.arange(size)/SAMPLE_RATE
     c = controls(phonemes, who, t, rng)
-    at = lambda y: np.interp(s, t, y)
-    train, phase = pulses(at(melody(phonemes, who, t, rng)))
+    at = lambda y: np.interp(s, t, y).astype(np.float32)
+    train, phase = pulses(np.interp(s, t, melody(phonemes, who, t, rng)))
     voiced = at(c["voiced"]*(1 + rng.normal(0, who.shimmer, len(t))))
     noise = rng.standard_normal((2, size), dtype=np.float32)
     airy = (c["breath"]*.35 + who.breath*(c["voiced"] + .2)*2)
@@ -292,7 +300,7 @@ def recording(
     u = rng.uniform
     bumps = tuple((float(np.exp(u(np.log(150), np.log(6000)))), u(.4, 1.5), rng.normal(0, 3)) for _ in range(3))
     turns = tuple((float(np.exp(u(np.log(100), np.log(3000)))), u(50, 600)) for _ in range(2))
-    return Recording(decay_s=np.exp(u(np.log(.08), np.log(.5))), wet=u(0, .45), low_hz=u(40, 180), high_hz=u(5200, 7900), bumps=bumps, turns=turns, sign=int(rng.choice([-1, 1])),
+    return Recording(decay_s=float(np.exp(u(np.log(.08), np.log(.5)))), wet=u(0, .45), low_hz=u(40, 180), high_hz=u(5200, 7900), bumps=bumps, turns=turns, sign=int(rng.choice([-1, 1])),
         noise_db=u(-48, -22), noise_slope=u(0, 1), hum_db=u(-75, -40), level_db=u(-28, -16))
 
 # %% ../../nbs/20_forge.voice.ipynb #11a02008
@@ -307,13 +315,14 @@ def recorded(
     after_s = np.arange(int(place.decay_s*SAMPLE_RATE), dtype=np.float32)/SAMPLE_RATE
     echo = rng.standard_normal(len(after_s), dtype=np.float32)*np.exp(-6.9*after_s/place.decay_s)*(rng.random(len(after_s)) < .01 + 2*after_s)
     echo *= place.wet/max(np.sqrt((echo**2).sum()), 1e-6); echo[:1] = 1
-    octave = np.log2(np.maximum(f, 20))
     shape = 1/np.sqrt(1 + (place.low_hz/np.maximum(f, 1))**4)/np.sqrt(1 + (f/place.high_hz)**8)*(f > 20)
-    shape *= 10**(sum(db/20*np.exp(-.5*((octave - np.log2(hz))/w)**2) for hz,w,db in place.bumps))
-    allpass = np.prod([(hz**2 - f**2 - 1j*f*w)/(hz**2 - f**2 + 1j*f*w) for hz,w in place.turns], 0).astype(np.complex64)
-    speech = fft.irfft(fft.rfft(dry, n)*fft.rfft(echo, n)*(place.sign*shape*allpass), n)[:size]
-    noise = fft.irfft(fft.rfft(rng.standard_normal(n, dtype=np.float32))*shape*(np.maximum(f, 60)/1000)**-place.noise_slope, n)[:size]
-    hum = np.sin(2*np.pi*rng.choice([50, 60])*np.arange(size)/SAMPLE_RATE + 6*rng.random())
+    shape *= 10**sum(db/20*np.exp(-.5*(np.log2(np.maximum(f, 20)/hz)/w)**2) for hz,w,db in place.bumps)
+    turn = np.prod([hz**2 - f**2 - 1j*f*w for hz,w in place.turns], 0)
+    turn *= 1/np.abs(turn)                                                 # half of what the phase turns by
+    speech = fft.irfft(fft.rfft(dry, n)*fft.rfft(echo, n)*(turn*turn)*(place.sign*shape), n)[:size]
+    white = rng.standard_normal(2*len(f), dtype=np.float32).view(np.complex64)
+    noise = fft.irfft(white*(shape*(np.maximum(f, 60)/1000)**-place.noise_slope), n)[:size]
+    hum = np.sin(np.arange(size, dtype=np.float32)*float(2*np.pi*rng.choice([50, 60])/SAMPLE_RATE) + 6*rng.random())
     rms = lambda x: np.sqrt(np.mean(x**2)) + 1e-9
     y = speech/rms(speech) + noise/rms(noise)*10**(place.noise_db/20) + 1.41*hum*10**(place.hum_db/20)
     y = (y - y.mean())/rms(y)*10**(place.level_db/20)
@@ -322,10 +331,21 @@ def recorded(
 # %% ../../nbs/20_forge.voice.ipynb #5d7a6e97
 @dataclass
 class Speech:
-    "An utterance, and what made it."
-    samples:np.ndarray  # (S,) float32 at 16 kHz, in [-1, 1]
+    "An utterance. Its sound is made when somebody asks for it, so that a film without sound does not pay for one."
     phonemes:list       # of (symbol, start_s, end_s)
-    mouth:np.ndarray    # (T, 3) float32 at 25 Hz, each 0..1: open, wide, round; S = T * SAMPLES_PER_FRAME
+    mouth:np.ndarray    # (T, 3) float32 at 25 Hz, each 0..1: open, wide, round
+    spoken:object       # a function that gives the sound as it leaves the lips, `EARLY_S` longer than the recording
+    place:Recording     # where it is recorded
+    seed:int            # decides echo and noise there
+    @cached_property
+    def dry(self)->np.ndarray: # (S',) float32, peak .3: before room and microphone
+        x = self.spoken()
+        return (.3/np.abs(x).max()*x).astype(np.float32)
+    @cached_property
+    def samples(self)->np.ndarray: # (S,) float32 at 16 kHz, in [-1, 1]; S = T * SAMPLES_PER_FRAME
+        return self.through(lambda dry: dry)
+    def through(self, clone)->np.ndarray: # (S,) float32: the same recording, had a clone spoken; from a sound to one of the same length
+        return recorded(clone(self.dry), self.place, stream(self.seed, "room"))[-len(self.mouth)*SAMPLES_PER_FRAME:]
 
 # %% ../../nbs/20_forge.voice.ipynb #be837205
 def check_voice(
@@ -344,19 +364,14 @@ def say(
     duration_s:float,              # seconds; a whole number of video frames
     rng:np.random.Generator,       # what is said, how, and where it is recorded
     voice:str="source_filter",     # "source_filter", or "espeak" where the extra `cad_nb[espeak]` is installed
-    clone=None,                    # a function from a sound to one of the same length, applied before room and microphone; None: genuine
 )->Speech:
     "A random utterance of one speaker: sound, phonemes and lips on one clock."
     check_voice(voice)
     n_frames, long_s = round(duration_s*FPS), round(duration_s*FPS)/FPS + EARLY_S
-    if voice == "source_filter":
-        phonemes = utterance(long_s, who.rate, rng)
-        dry = voiced_sound(phonemes, who, long_s, rng)
-    else: dry, phonemes = espeak(who, long_s, rng)
-    dry, place, moved = .3*dry/np.abs(dry).max(), recording(rng), lips(phonemes, who, long_s, rng)
-    samples = recorded(dry if clone is None else clone(dry), place, rng)
-    heard = [(s, max(a - EARLY_S, 0.), b - EARLY_S) for s,a,b in phonemes if b > EARLY_S]
-    return Speech(samples[-n_frames*SAMPLES_PER_FRAME:], heard, moved[-n_frames:])
+    dry, phonemes = espeak(who, long_s, rng) if voice == "espeak" else (None, utterance(long_s, who.rate, rng))
+    seed, heard = int(rng.integers(2**62)), [(s, max(a - EARLY_S, 0.), b - EARLY_S) for s,a,b in phonemes if b > EARLY_S]
+    spoken = lambda: voiced_sound(phonemes, who, long_s, stream(seed, "voice")) if dry is None else dry
+    return Speech(heard, lips(phonemes, who, long_s, rng)[-n_frames:], spoken, recording(rng), seed)
 
 # %% ../../nbs/20_forge.voice.ipynb #78ddeddb
 ESPEAK = {  # eSpeak's phoneme names begin with these letters -> our symbols; the longest match counts

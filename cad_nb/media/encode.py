@@ -8,6 +8,7 @@ __all__ = ['X264', 'AAC_BLOCK', 'add_h264', 'add_aac', 'encode_clip', 'write_cli
 # %% ../../nbs/14_media.encode.ipynb #566302bf
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from pathlib import Path
 from ..core import FPS, SAMPLE_RATE, write_whole
 
@@ -53,9 +54,9 @@ def encode_clip(
     "Encode pictures and sound side by side, so that neither runs ahead of the other in the file."
     video = add_h264(out, *frames.shape[1:3], crf, fps)
     audio = None if samples is None else add_aac(out, sample_rate, audio_kbps)
-    done = 0  # samples
+    done, to = 0, VideoReformatter()  # samples; one for all frames, because it works out its tables only once
     for i,rgb in enumerate(frames):
-        frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format="yuv420p", threads=1)
+        frame = to.reformat(av.VideoFrame.from_ndarray(rgb, format="rgb24"), format="yuv420p", threads=1)
         frame.pts = i
         out.mux(video.encode(frame))
         while audio and done < len(samples) and (done*fps < (i+1)*sample_rate or i == len(frames)-1):

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.signal import lfilter
-import yaml
-from cad_nb.core import FPS, SAMPLE_RATE, stream, typed
+from cad_nb.core import FPS, SAMPLE_RATE, read_params, stream, typed
 from cad_nb.forge.corpus import SPARE, ForgeParams, forge_all, plan_faceforensics, plan_fakeavceleb
 from cad_nb.forge.face import identity, render, scene
 from cad_nb.forge.tamper import griffin_lim_clone, swap_face
@@ -90,7 +89,7 @@ def main():
         for name,steps in kinds.items():
             x, y = 1000/sum(ours[s] for s in steps), 1000/sum(plain[s] for s in steps)
             print(f"{name:14}{x:9.1f}{y:9.1f}{x/y:8.1f}")
-        params = smaller(replace(typed(yaml.safe_load((Path(__file__).parent.parent/"params.yaml").read_text())["forge"], ForgeParams, "forge"), size=a.size, frames=a.frames), a.people)
+        params = smaller(replace(typed(read_params(Path(__file__).parent.parent/"params.yaml")["forge"], ForgeParams, "forge"), size=a.size, frames=a.frames), a.people)
         jobs = [(job, Path(d)/job.person.corpus) for job in plan_fakeavceleb(params, 0) + plan_faceforensics(params, 0)[0]]
         print(f"{'whole corpus':14}{len(jobs)/fastest(lambda: forge_all(jobs, 1), 1):9.1f}   ({len(jobs)} clips, {np.mean([job.method == 'real' for job,_ in jobs]):.0%} of them real)")
 

@@ -37,6 +37,7 @@ from cad_nb.data.tokens import Recipe, TokenClips, TokensParams, make_tokens
 from cad_nb.learn import TrainParams, optimizer_of, step
 from cad_nb.models.build import build
 from cad_nb.models.cad import ModelParams
+from cad_nb.run.stages import MEMORY
 
 torch.set_num_threads(args.threads)
 params = read_params()
@@ -182,7 +183,7 @@ def main():
             for precision in precisions:
                 for work in (w for w in works[kind] if w in (args.works or works[kind])):
                     words = [sys.executable, __file__, "--line", json.dumps([kind, work, precision, tmp]), "--batch", str(args.batch), "--steps", str(args.steps), "--threads", str(args.threads), *["--layers"]*args.layers]
-                    done = subprocess.run(words, capture_output=True, text=True)
+                    done = subprocess.run(words, capture_output=True, text=True, env=dict(os.environ, GLIBC_TUNABLES=os.environ.get("GLIBC_TUNABLES", MEMORY)))   # memory as in a stage
                     if done.returncode: sys.exit(done.stderr[-3000:])
                     x = json.loads(done.stdout.splitlines()[-1]); rates[kind, work, precision] = x["rate"]
                     print(f"{kind:8} {work:14} {precision:9} {x['rate']:9.2f} {x['gib']:6.2f} {x['gflop']:10.2f} {x['gflops']:9.1f} {x['gflops']*1e9/tops[precision]:8.0%} {x['plain']:6.0%}", flush=True)

@@ -161,6 +161,22 @@ def test_the_second_sound_track_is_there_when_asked_for(tmp_path):
     with pytest.raises(MediaError, match="no sound"): decode_audio(tmp_path/"a.mkv", 2)
 
 
+@pytest.mark.parametrize("channels", [2, 8, 16])
+def test_sound_of_many_channels(tmp_path, channels):
+    "From eight planes on PyAV counts wrongly, and a damaged packet may claim any number: their mean is that of all of them, and no memory beyond is read."
+    tone = (np.sin(2*np.pi*300*np.arange(48_000)/48_000)*.5).astype(np.float32)
+    share = np.linspace(0, 1, channels).astype(np.float32)                                # each channel at a level of its own
+    layout = {2: "stereo", 8: "7.1", 16: "hexadecagonal"}[channels]
+    with av.open(str(tmp_path/"a.mkv"), "w") as out:
+        stream = out.add_stream("aac", rate=48_000, layout=layout); stream.bit_rate = 64_000*channels
+        block = av.AudioFrame.from_ndarray((tone[:,None]*share).reshape(1, -1), format="flt", layout=layout); block.sample_rate, block.pts = 48_000, 0
+        for frame in av.AudioResampler("fltp", layout, 48_000, frame_size=1024).resample(block): out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    heard = decode_audio(tmp_path/"a.mkv")
+    assert heard.channels_in == channels and not heard.tally.n_bad
+    assert abs(heard.samples[2000:14_000].std() - .5*share.mean()/2**.5) < .02
+
+
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000, 44099])
 def test_resampling_keeps_pitch_and_length(rate):
     tone = np.sin(2*np.pi*300*np.arange(rate)/rate).astype(np.float32)

@@ -103,7 +103,9 @@ def mono(
     frame,        # an `av.AudioFrame` of any sample format and layout
 )->np.ndarray:    # (S,) float32 in [-1, 1]
     "The mean of a frame's channels."
-    x, n = frame.to_ndarray(), len(frame.layout.channels)
+    n = len(frame.layout.channels)
+    if frame.format.is_planar and n > 7: frame, = av.AudioResampler(frame.format.packed.name, frame.layout, frame.sample_rate).resample(frame)  # of eight planes and more, PyAV reads beyond the last
+    x = frame.to_ndarray()
     if not frame.format.is_planar: x = x.reshape(-1, n).T                      # (1, S*C) -> (C, S)
     if x.dtype == np.uint8: x = (x.astype(np.float32) - 128)/128
     elif x.dtype.kind == "i": x = x.astype(np.float32)/-float(np.iinfo(x.dtype).min)

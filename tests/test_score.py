@@ -65,7 +65,7 @@ def whole(files, judge): return S.score_file(files/"whole.mp4", judge)
 def strange(judge, far=3.):
     "The same judge, for whom everything lies that far from home."
     domain = {k: SimpleNamespace(distance=lambda x: np.full(len(x), far)) for k in VIEWS}
-    return replace(judge, card=replace(judge.card, domain=domain))
+    return replace(judge, card=replace(judge.card, domain=domain, together=1.))
 
 
 # one file ------------------------------------------------------------------------------------------------------------
@@ -126,14 +126,25 @@ def test_far_from_home_there_is_no_verdict_unless_asked(files, judge):
     assert S.score_file(files/"whole.mp4", strange(judge, .9)).record["verdict"] != "cannot_judge"
 
 
+def test_a_little_odd_in_every_view_is_odd(files, judge):
+    "No view lies outside by itself, and all three near the limit are further out than 99 % of the known clips ever are at once; a card of before knows no such limit."
+    near = strange(judge, .95)
+    assert S.score_file(files/"whole.mp4", near).record["verdict"] != "cannot_judge"
+    tight = S.score_file(files/"whole.mp4", replace(near, card=replace(near.card, together=.8))).record
+    assert tight["verdict"] == "cannot_judge" and tight["distance"]["together"] == pytest.approx(.95/.8) and any("All of it together lies just outside" in w for w in tight["warnings"])
+    old = S.score_file(files/"whole.mp4", replace(near, card=replace(near.card, together=None))).record
+    assert old["verdict"] != "cannot_judge" and old["distance"]["together"] is None
+
+
 def test_what_refused_is_told_for_each_window_and_in_the_box(files, judge):
     odd = strange(judge); odd.card.domain["face"], odd.card.domain["sound"] = SimpleNamespace(distance=lambda x: np.full(len(x), .5)), SimpleNamespace(distance=lambda x: np.full(len(x), 1.2))
     judged = S.score_file(files/"whole.mp4", odd)
     r, page = judged.record, S.verdict_page(judged, odd, files/"whole.mp4")
-    assert r["distance"] == dict(face=.5, mouth=3., sound=1.2) and {tuple(t["refused"]) for t in r["timeline"] if t["status"] == "ok"} == {("mouth", "sound")}
+    together = ((.5**2 + 3**2 + 1.2**2)/3)**.5
+    assert r["distance"] == pytest.approx(dict(face=.5, mouth=3., sound=1.2, together=together), abs=1e-3) and {tuple(t["refused"]) for t in r["timeline"] if t["status"] == "ok"} == {("mouth", "sound", "together")}
     assert all(t["distance"] == r["distance"] for t in r["timeline"] if t["status"] == "ok")
     box = re.search(r'<div class="verdict.*?</div>', page, re.S)[0]
-    assert "face 0.50, mouth 3.00, sound 1.20" in box and "The sound lies just outside of" in box and "mouth lies far outside of" in box and "The face" not in box
+    assert "face 0.50, mouth 3.00, sound 1.20, together 1.89" in box and "The sound lies just outside of" in box and "mouth lies far outside of" in box and "The face" not in box
 
 
 @pytest.mark.parametrize("distance, words", [(1.1, "just outside of"), (1.3, "just outside of"), (1.5, "lies outside of"), (3., "far outside of"), (9., "unlike anything")])
@@ -380,6 +391,7 @@ def test_the_card_comes_from_validation(carded, folder, tmp_path):
     for name in ("model.safetensors", "model.json"): shutil.copy(folder/name, tmp_path)
     write_card(tmp_path, carded)
     again = read_card(tmp_path)
+    assert again.together == carded.together and .3 < carded.together < 1.001
     assert len(again.references["face"]) == 4 and np.array_equal(again.references["face"], carded.references["face"])
     assert all(np.array_equal(again.domain[k].whiten, carded.domain[k].whiten) for k in VIEWS) and again.threshold == carded.threshold
 

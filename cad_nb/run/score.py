@@ -28,7 +28,7 @@ from ..data.corpora import corpora_params, find_folder
 from ..data.manifest import read_manifest
 from ..data.shards import face_detector, media_options, sharp_frames
 from ..explain.attribution import against, attribute, baselines_of, contributions, head_forward, heat_map
-from ..judge.calibration import MODES, QUANTILE, VIEWS, Card, CardError, answers, calibrated, forged_of, read_card, share_above
+from ..judge.calibration import DISTANCES, MODES, QUANTILE, Card, CardError, answers, at_once, calibrated, forged_of, read_card, share_above
 from ..judge.evaluate import EMBEDDED, PARTLY, REAL, named, origin
 from ..learn import load_checkpoint
 from ..media.windows import Window, read_windows
@@ -167,6 +167,7 @@ def add_windows(
         batch = as_batch(asked, judge.card.prepare).to(judge.device)
         said = answers(judge.model, batch, judge.card.precision)
         far = {k: judge.card.domain[k].distance(x) if judge.card.domain.get(k) else np.full(len(asked), np.nan) for k, x in said.seen.items()}
+        far["together"] = at_once(far) / (judge.card.together or np.nan)
     i = 0
     for w in windows:
         row = dict(start=w.start_frame, end=w.start_frame + w.n_frames, mode="", status=w.status, reason=w.reason, offset=None)
@@ -202,9 +203,9 @@ ON = dict(both="picture and sound", video="the picture alone", audio="the sound 
 
 def distances(
     those:list,   # rows that the verdict rests on
-)->dict:          # name of VIEWS -> distance from the training corpus, of those that are known
+)->dict:          # name of DISTANCES -> distance from the training corpus, of those that are known
     "How far the file lies from what the model knows: 1 is what 99 % of the validation clips keep."
-    of = {k: np.array([r.get(f"far_{k}", np.nan) for r in those], float) for k in VIEWS}
+    of = {k: np.array([r.get(f"far_{k}", np.nan) for r in those], float) for k in DISTANCES}
     return {k: float(np.nanmedian(v)) for k, v in of.items() if np.isfinite(v).any()}
 
 # %% ../../nbs/90_run.score.ipynb #c5fa94b8
@@ -227,7 +228,7 @@ def obstacles(
 )->list:          # of sentences; empty if a verdict may be given
     "Why there is no verdict."
     if not mode: return ["There is nothing to judge: no window of the file shows a face that can be used or holds speech."]
-    fake, names = judge.card.calibration[mode]["fake"], dict(face="The face", mouth="The movement of the mouth", sound="The sound")
+    fake, names = judge.card.calibration[mode]["fake"], dict(face="The face", mouth="The movement of the mouth", sound="The sound", together="All of it together")
     if judge.card.threshold[mode] is None:
         auc = f" (validation AUC {fake['auc']:.2f})" if fake else ""
         return [f"By {ON[mode]} this model cannot tell fakes from genuine clips{auc}, so it is not asked."]
@@ -328,7 +329,7 @@ def timeline(
 )->list:         # of dicts, one for each window: start_s, end_s, score, video, audio, sync, offset_frames, status, distance, refused
     "Every window, judged or not."
     def entry(r):
-        far = {k: float(r.get(f"far_{k}", np.nan)) for k in VIEWS}
+        far = {k: float(r.get(f"far_{k}", np.nan)) for k in DISTANCES}
         says = lambda kind: calibrated(r[kind], telling(card, r["mode"], kind)) if r["mode"] else np.nan
         return dict(start_s=r["start"] / FPS, end_s=r["end"] / FPS, score=float(says("fake")), **{k: float(says(k)) for k in EVIDENCE[1:]}, offset_frames=r["offset"], status=r["status"], distance=far, refused=[k for k, d in far.items() if d > 1])
     return [entry(r) for r in rows]
@@ -397,7 +398,7 @@ def score_file(
     says = {k: float(calibrated(means[k], telling(card, mode, k))) if mode and not why else np.nan for k in EVIDENCE}
     threshold = card.threshold.get(mode)
     record = dict(file=legible(path), status=reading.status, coverage=seconds_of(those) / lasts if lasts else 0., score=says["fake"],
-        verdict="cannot_judge" if why else "fake" if says["fake"] >= threshold else "real", forced=force and not why and bool(obstacles(mode, those, judge, False)), evidence={k: says[k] for k in EVIDENCE[1:]}, distance=dict.fromkeys(VIEWS) | distances(those),
+        verdict="cannot_judge" if why else "fake" if says["fake"] >= threshold else "real", forced=force and not why and bool(obstacles(mode, those, judge, False)), evidence={k: says[k] for k in EVIDENCE[1:]}, distance=dict.fromkeys(DISTANCES) | distances(those),
         timeline=timeline(found.rows, card), tracks=[asdict(t) for t in reading.tracks],
         model=dict(checkpoint_hash=card.checkpoint_hash, trained_on=card.trained_on, threshold=threshold, calibration=card.calibration.get(mode, {}).get("fake"), test=(judge.tested or {}).get(mode)), warnings=[])
     if why: record["timeline"] = [t | dict.fromkeys(("score", *EVIDENCE[1:])) for t in record["timeline"]]   # what the model answered is no score
@@ -664,7 +665,7 @@ def broken(
     "The result of a file that brought the reading or the model down."
     empty = SimpleNamespace(status="error", reason=f"{type(error).__name__}: {one_line(str(error))[:300]}", tracks=[], notes=[], duration_s=0., fps_in=0., n_ticks=0)
     why = [f"Judging it failed: {empty.reason}."]
-    record = dict(file=legible(path), status="error", coverage=0., score=None, verdict="cannot_judge", forced=False, evidence=dict.fromkeys(EVIDENCE[1:]), distance=dict.fromkeys(VIEWS), timeline=[], tracks=[],
+    record = dict(file=legible(path), status="error", coverage=0., score=None, verdict="cannot_judge", forced=False, evidence=dict.fromkeys(EVIDENCE[1:]), distance=dict.fromkeys(DISTANCES), timeline=[], tracks=[],
                   model=dict(checkpoint_hash=judge.card.checkpoint_hash, trained_on=judge.card.trained_on, threshold=None, calibration=None, test=None), warnings=[knows(judge.card), *why])
     return Judged(record, Findings(), empty, "", why, 0.)
 

@@ -23,7 +23,7 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from traitlets import default
-from ..core import ParamsError, fits, misfit, project_root, read_params, typed, write_whole
+from ..core import ParamsError, fits, misfit, project_root, read_params, typed
 
 # %% ../../nbs/91_run.stages.ipynb #16c449d1
 class StageError(ValueError):

@@ -248,3 +248,14 @@ def test_the_readme_is_the_index_notebook():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert (ROOT/"README.md").read_text() == module.readme()
+
+
+def test_the_front_page_has_the_numbers_of_the_files():
+    "A run that is committed without its front page would leave two answers to one question."
+    import pandas as pd
+    readme = (ROOT/"README.md").read_text()
+    for table, rows in (("results", "all seen held_out"), ("complementarity", "all")):
+        found = pd.read_csv(ROOT/"out"/"metrics"/f"{table}.csv").query("test_corpus == 'fakeavceleb' and category == 'all'")
+        means = found[found.method.isin(rows.split())].groupby(["model", "method"])[["auc", "auc_lo", "auc_hi"]].mean()
+        assert len(means) >= 2
+        for r in means.itertuples(): assert f"{r.auc:.3f} ({r.auc_lo:.3f} to {r.auc_hi:.3f})" in readme, (table, r.Index)

@@ -3,7 +3,7 @@ import csv, json, os, pickle, re, shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-import av, numpy as np, pandas as pd, pytest, soundfile, torch
+import av, numpy as np, pandas as pd, pytest, soundfile, torch, typer, yaml
 from typer.testing import CliRunner
 from cad_nb.core import hash_of, read_params, seed_all, typed
 from cad_nb.data.clips import Batch
@@ -14,7 +14,7 @@ from cad_nb.media.windows import Window
 from cad_nb.models.build import build
 from cad_nb.models.cad import EVIDENCE, VARIANTS
 from cad_nb.run import score as S
-from cad_nb.run.cli import app
+from cad_nb.run.cli import app, plainly
 from cad_nb.show.plots import file_timeline
 from conftest import ROOT
 from test_models import PARAMS, clips as raw_clips
@@ -149,6 +149,8 @@ def test_what_refused_is_told_for_each_window_and_in_the_box(files, judge):
 
 @pytest.mark.parametrize("distance, words", [(1.1, "just outside of"), (1.3, "just outside of"), (1.5, "lies outside of"), (3., "far outside of"), (9., "unlike anything")])
 def test_words_grow_with_the_distance(distance, words): assert words in S.strangeness("It", distance) and f"{distance:.2f} times" in S.strangeness("It", distance)
+
+def test_a_distance_beyond_the_limit_does_not_read_as_the_limit(): assert "1.0003 times" in S.strangeness("It", 1.0003)
 
 
 def test_a_verdict_says_that_unseen_methods_do_worse(files, judge):
@@ -314,6 +316,32 @@ def test_exit_codes(files, folder, tmp_path):
     assert cad(files/"empty folder", "--model", tmp_path/"nowhere", "--out", tmp_path).exit_code == 2
     (tmp_path/"file").write_text(""); assert cad(files/"text.mp4", "--model", folder, "--out", tmp_path/"file").exit_code == 2
     assert "Exit codes" in CliRunner().invoke(app, ["score", "--help"]).output
+
+
+@pytest.mark.parametrize("words, said", [(["--model", "nowhere"], "no folder nowhere with a model"), (["--device", "gpu"], "--device gpu cannot be used here"), (["--out", "taken/x"], "--out taken/x cannot be a folder")])
+def test_a_wrong_option_is_named(files, folder, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path); (tmp_path/"taken").write_text("a file")
+    given = dict(zip(words[::2], words[1::2]))
+    ran = cad(files/"text.mp4", *words, *([] if "--model" in given else ["--model", folder]), *([] if "--out" in given else ["--out", tmp_path/"out"]))
+    assert ran.exit_code == 2 and said in ran.output and "Traceback" not in ran.output
+
+
+def test_broken_yaml_is_the_fault_of_params_yaml(capsys):
+    @plainly
+    def command(): yaml.safe_load("study:\n  seeds: [0\n  epochs: 1\n")
+    with pytest.raises(typer.Exit): command()
+    assert re.match(r"cad: params.yaml cannot be read from line \d+ on: .*git checkout params.yaml", capsys.readouterr().err)
+
+
+def test_a_file_that_cannot_be_opened_has_one_reason(files, judge):
+    r = S.score_file(files/"text.mp4", judge)
+    assert r.why and not any("no window of the file" in w for w in r.why)
+
+
+def test_a_forced_verdict_says_so_first(files, judge):
+    judged = S.score_file(files/"whole.mp4", strange(judge), force=True)
+    page = S.verdict_page(judged, judge, files/"whole.mp4")
+    assert ", by force" in page and "says nothing of this file" in page and not any("On test clips" in w or "Among the validation clips" in w for w in S.in_words(judged, judge.card))
 
 
 def test_a_slip_of_the_pen(files, folder, tmp_path):

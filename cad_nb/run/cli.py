@@ -28,7 +28,12 @@ def plainly(
     "Turn the errors that a person can mend (parameters, files, stages that cannot start) into a sentence."
     @functools.wraps(command)
     def run(*args, **kwargs):
+        import yaml
         try: return command(*args, **kwargs)
+        except yaml.YAMLError as e:
+            at = getattr(e, "problem_mark", None)
+            typer.echo(f"cad: params.yaml cannot be read{f' from line {at.line + 1} on' if at else ''}: {getattr(e, 'problem', None) or e}. Mend it, or take it back with `git checkout params.yaml`", err=True)
+            raise typer.Exit(2)
         except (ValueError, OSError) as e:
             from cad_nb.core import ParamsError
             from cad_nb.run.stages import StageError
@@ -171,10 +176,14 @@ def judge_of(
     "Load a judge, or say in a line why not."
     from cad_nb.judge.calibration import CardError
     from cad_nb.learn import CheckpointError
+    from cad_nb.core import ParamsError, read_params
     from cad_nb.run.score import load_judge
-    try: return load_judge(folder, device)
-    except (CheckpointError, CardError) as e:
-        typer.echo(f"cad: {e}", err=True); raise typer.Exit(2)
+    if not folder.is_dir(): typer.echo(f"cad: there is no folder {folder} with a model in it: name another with --model, or train one with `make reproduce`", err=True); raise typer.Exit(2)
+    try: judge = load_judge(folder, device)
+    except (CheckpointError, CardError) as e: typer.echo(f"cad: {e}", err=True); raise typer.Exit(2)
+    except (ParamsError, RuntimeError) as e: typer.echo(f"cad: --device {device} cannot be used here: give auto, cpu, or cuda where there is a GPU ({str(e).splitlines()[0]})", err=True); raise typer.Exit(2)
+    if judge.project: read_params(judge.project/"params.yaml")   # a file that cannot be read is told here, and not as a fault of the videos
+    return judge
 
 # %% ../../nbs/92_run.cli.ipynb #40310c22
 class Fail(str, Enum):
@@ -244,7 +253,9 @@ def score(
     from cad_nb.run.score import files_in, line, score_files
     paths, left = files_in(videos)
     if left: typer.echo(f"{left} files in folders do not look like recordings and were left out", err=True)
-    if not paths: typer.echo("cad: there is no file to judge", err=True); raise typer.Exit(2)
+    if not paths: typer.echo(f"cad: there is no file to judge in {', '.join(map(str, videos))}", err=True); raise typer.Exit(2)
+    try: out.mkdir(parents=True, exist_ok=True)
+    except OSError as e: typer.echo(f"cad: --out {out} cannot be a folder for the results: {e.strerror}. Name another", err=True); raise typer.Exit(2)
     verdicts = set()
     with summary(out if len(paths) > 1 else None) as write:
         for _, judged, written in progress(score_files(paths, judge, out, force, page), len(paths)):

@@ -217,7 +217,7 @@ def strangeness(
 )->str:
     "How far outside of the training corpus something lies, in words that grow with the distance."
     words = next(w for limit, w in STRANGE.items() if distance <= limit)
-    return f"{name} {words} what the model was trained on: {distance:.2f} times as far as {QUANTILE:.0%} of its validation clips."
+    return f"{name} {words} what the model was trained on: {f'{distance:.2f}' if distance >= 1.005 else f'{distance:.4f}'} times as far as {QUANTILE:.0%} of its validation clips."
 
 # %% ../../nbs/90_run.score.ipynb #e830d334
 def obstacles(
@@ -403,7 +403,7 @@ def score_file(
         model=dict(checkpoint_hash=card.checkpoint_hash, trained_on=card.trained_on, threshold=threshold, calibration=card.calibration.get(mode, {}).get("fake"), test=(judge.tested or {}).get(mode)), warnings=[])
     if why: record["timeline"] = [t | dict.fromkeys(("score", *EVIDENCE[1:])) for t in record["timeline"]]   # what the model answered is no score
     failed = [sentence(reading.reason, path)] if reading.status != "ok" and reading.reason else []
-    why = (failed if not mode else []) + why
+    why = failed if failed and not found.rows else (failed if not mode else []) + why   # of a file that could not even be opened, no window says anything
     record["warnings"] = [*dict.fromkeys([*cautions(those, mode, record, judge, force), *filter(None, [acquaintance(path, judge.project, card.trained_on.get("fakes", "corpus"))]), *why, *failed, *(sentence(n, path) for n in reading.notes if n)])]
     return Judged(plain(record), found, reading, mode, why, time.monotonic() - begun)
 
@@ -454,11 +454,11 @@ def in_words(
     if judged.why: return judged.why + near
     said = ["The verdict was forced: the file is unlike what the model was trained on, see below."] * r["forced"]
     said += [f"By {ON[mode]}, the score is {r['score']:.2f}, a calibrated probability; from {r['model']['threshold']:.2f} on, the threshold on it, a video is called fake."]
-    if card.spread[mode]:
+    if card.spread[mode] and not r["forced"]:
         real, fake = (share_above(card.spread[mode][k], r["score"]) for k in ("real", "fake"))
         known = "Those fakes are pseudo-fakes, of the kinds of its training" if card.trained_on.get("fakes") == "forged" else "Their manipulations were known from training"
         said.append(f"Among the validation clips, by which the threshold was chosen, {real:.0%} of the genuine and {fake:.0%} of the fake ones score at least so high. {known}; of other kinds the model misses more.")
-    said.append(on_test(r["model"]["test"]))
+    said.append("How the threshold does on clips of its own corpora says nothing of this file, which is unlike them." if r["forced"] else on_test(r["model"]["test"]))
     top = max((t for t, row in zip(r["timeline"], judged.found.rows) if row["mode"] == mode), key=lambda t: t["score"])
     return said + [f"The score comes from the mean of the windows' logits over {clock(r['coverage'] * lasting(judged))} of {clock(lasting(judged))}; the highest window, {top['score']:.2f}, begins at {clock(top['start_s'])}."] + near
 
@@ -470,12 +470,12 @@ def lasting(
     return max(judged.reading.duration_s, judged.reading.n_ticks / FPS) if judged.reading else 0.
 
 # %% ../../nbs/90_run.score.ipynb #0eb7da61
-STEPS = 32   # of the path of Integrated Gradients
+STEPS = 64   # of the paths of Integrated Gradients, all together
 
 def explained(
     one:Batch,      # a single window
     judge:Judge,
-)->tuple:           # its inputs and their heat, name -> array; name -> how far it moved the logit; the logit
+)->tuple:           # its inputs and their heat, name -> array; name -> how far it moved the logit; the logit; how far the sum of the movements misses what it should be
     "Which parts of a window moved its logit towards fake."
     view = judge.model.views(one.to(judge.device))
     inputs, names = (view.face, view.mouth, view.spec), ("face", "mouth", "spectrum")
@@ -489,7 +489,7 @@ def explained(
     heats = {n: heat_map(v, smooth_px=2. if n == "face" else 0.)[0].cpu().numpy() for n, v in zip(names, found.values) if there[n]}
     shown = dict(face=one.face[0].numpy(), mouth=one.mouth[0].numpy(), spectrum=view.spec[0].cpu().numpy())
     moved = {n: float(v) for n, v in zip(names, contributions(found.values)[0]) if there[n]}
-    return {n: shown[n] for n in heats}, heats, moved, float(found.logit[0])
+    return {n: shown[n] for n in heats}, heats, moved, float(found.logit[0]), float(found.delta[0])
 
 # %% ../../nbs/90_run.score.ipynb #b20d862d
 def panels(
@@ -498,10 +498,11 @@ def panels(
 )->list:            # (start_s, figure) of each
     "The windows that are explained, on one scale of heat and one of bars, so that they can be compared."
     found, lasts = [explained(one, judge) for *_, one in tops], judge.card.prepare["frames"] / FPS
-    scales = {n: heat_scale([heats[n] for _, heats, _, _ in found]) for n in found[0][1]}
-    reach, note = max(1e-9, *(abs(v) for *_, moved, _ in found for v in moved.values())), "Heat and bars: one scale for all windows of this page, so a dark map moved little."
+    scales = {n: heat_scale([heats[n] for _, heats, *_ in found]) for n in found[0][1]}
+    reach = max(1e-9, *(abs(v) for _, _, moved, *_ in found for v in moved.values()))
+    note = lambda missed: "Heat and bars: one scale for all windows of this page, so a dark map moved little. " + (f"The bars add up within {abs(missed):.1f} of what they should." if abs(missed) < 1 else f"The bars miss their sum by {abs(missed):.1f}: read them as directions, not as amounts.")
     return [(start, attribution_panel(inputs, heats, f"window from {clock(start)} to {clock(start + lasts)} of the file, logit {logit:+.1f}", moved, duration_s=lasts,
-        title="Bright: what moved the score towards fake", scales=scales, reach=reach, note=note)) for (*_, start, _), (inputs, heats, moved, logit) in zip(tops, found)]
+        title="Bright: what moved the score towards fake", scales=scales, reach=reach, note=note(missed))) for (*_, start, _), (inputs, heats, moved, logit, missed) in zip(tops, found)]
 
 # %% ../../nbs/90_run.score.ipynb #572a6f08
 def unjudged(
@@ -626,7 +627,7 @@ def verdict_page(
     none = ["The windows were read, and none of them counts, for the reason given above."] * bool(judged.why and judged.found.rows)
     missing = none + ([html_table(lost)] if len(lost) else [] if none else ["Every window was judged in full."] if judged.found.rows else ["The file gave no window."])
     people = [html_table(followed(r["tracks"]), "faces that were followed")] if r["tracks"] else []
-    return page(name, "cad score: what a model says about one file", box(*in_words(judged, card), kind="verdict stern" if stern else "verdict", heading=HEADING[r["verdict"]]), box(knows(card)),
+    return page(name, "cad score: what a model says about one file", box(*in_words(judged, card), kind="verdict stern" if stern else "verdict", heading=HEADING[r["verdict"]] + ", by force" * r["forced"]), box(knows(card)),
         head, section("To be kept in mind", *others) if others else "", evidence_section(judged, judge), time_section(judged, judge), cause_section(judged, judge),
         section("What could not be judged, and why", *missing, *people), model_section(judged, judge),
         section("The file", facts({"Name": name, "SHA-256": fingerprint(path)})))

@@ -195,13 +195,12 @@ class Fail(str, Enum):
 # %% ../../nbs/92_run.cli.ipynb #ffa22182
 @contextmanager
 def summary(
-    out:Path|None,  # folder of the table; None: no table
+    out:Path|None,  # folder of the table, which is there; None: no table
 ):                  # inside, a function of `Judged` and its file that adds a row
     "`summary.csv`, row by row, so that a run that is stopped has a table of what it did."
     import csv
     from cad_nb.run.score import SUMMARY, summary_row
     if out is None: yield lambda judged, written: None; return
-    out.mkdir(parents=True, exist_ok=True)
     with open(out/"summary.csv", "w", newline="", encoding="utf-8") as f:
         table = csv.DictWriter(f, SUMMARY); table.writeheader()
         def add(judged, written): table.writerow(summary_row(judged, written)); f.flush()
